@@ -1,0 +1,253 @@
+"""The only writer of weights: an ordered stack of layers over one frozen base.
+
+A touched entry always holds ``round(base + Σ layers)``, summed in float64 and rounded once. The base's own bits of every
+touched entry are kept; taking the last layer off writes them back, so nothing is ever subtracted. Writes are in place
+and bump PyTorch's version counters, so changing a weight between a forward and its backward is an error of autograd,
+never a silent mistake.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from gossamer.delta.base import Record, backbone, base_parameters, check, record, still
+from gossamer.delta.delta import Delta
+from gossamer.delta.patch import Patch, Sparse, Terms, round_once, union
+from gossamer.errors import BaseMismatch, Clash
+
+Layer = Mapping[str, Terms]
+_stacks: weakref.WeakKeyDictionary[nn.Module, Stack] = weakref.WeakKeyDictionary()
+
+
+@contextmanager
+def applied(model: nn.Module, delta: Delta, *, head: bool = True) -> Iterator[nn.Module]:
+    """The model with a delta on it, inside a `with`; on exit, also after an exception, the base is back bit for bit.
+
+    Args:
+        model: any model whose backbone is the delta's base (any head class, any float dtype).
+        delta: what to apply; several are applied as their sum, ``applied(model, a + 0.5 * b)``.
+        head: whether to load the delta's head too, where this model class has one.
+
+    Raises:
+        BaseMismatch: the base has other values or shapes, or lacks a touched parameter; nothing was changed.
+    """
+    handle = apply(model, delta, head=head)
+    try:
+        yield model
+    finally:
+        handle.restore()
+
+
+def apply(model: nn.Module, delta: Delta, *, head: bool = True) -> Applied:
+    """Puts a delta on a model and returns a handle whose `restore()` takes it off again. See `applied`."""
+    stack = Stack.over(model)
+    check(delta.base, stack.identity(), delta.terms)
+    kept = _fit_head(model, delta.head) if head else {}
+    handle = Applied(model, stack, dict(delta.terms), {name: p.detach().clone() for name, p in kept.items()})
+    stack.push(handle.layer)
+    with torch.no_grad():
+        for name, parameter in kept.items():
+            parameter.copy_(delta.head[name])
+    if kept:
+        stack.heads.append(handle)
+    return handle
+
+
+def merge(model: nn.Module, delta: Delta, *, head: bool = True) -> nn.Module:
+    """Writes a delta into a model for good: the same bits as `applied`, and no way back. Returns the model."""
+    if Stack.over(model).layers:
+        raise Clash("this model already carries deltas or a tuning; restore or leave them before merging")
+    handle = apply(model, delta, head=head)
+    _stacks.pop(backbone(model))
+    handle.stack = None
+    return model
+
+
+@dataclass(eq=False)
+class Applied:
+    """A delta that is on a model; `restore()` takes it off (once; in any order, but heads in reverse order)."""
+
+    model: nn.Module
+    stack: Stack | None
+    layer: Layer
+    head: dict[str, Tensor]
+
+    def restore(self) -> None:
+        """Takes the delta off: what only it touched holds the base's own bits again."""
+        if self.stack is None:
+            return
+        if self.head:
+            if self.stack.heads[-1] is not self:
+                raise Clash("another delta with a head was applied after this one; restore that one first")
+            self.stack.heads.pop()
+            outer = dict(self.model.named_parameters())
+            with torch.no_grad():
+                for name, values in self.head.items():
+                    outer[name].copy_(values)
+        self.stack.pop(self.layer)
+        self.stack = None
+
+
+@dataclass(eq=False)
+class Site:
+    """One touched parameter: which entries are kept (None: all) and the base's own values of them."""
+
+    parameter: nn.Parameter
+    where: Tensor | None  # [j] int64, sorted, unique
+    kept: Tensor  # [j] in the parameter's dtype
+    known: Record  # the base's record, so that no digest is computed anew
+    slots: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # id(indices) → (indices, places in `where`)
+
+    def total(self, terms: Iterable[tuple[float, Patch]]) -> Tensor:
+        """base + Σ coefficient · patch at the kept entries, float64."""
+        device = self.parameter.device
+        if self.kept.device != device:
+            self.kept, self.where = self.kept.to(device), None if self.where is None else self.where.to(device)
+            self.slots.clear()
+        total = self.kept.double()
+        for coefficient, patch in terms:
+            if isinstance(patch, Sparse) and patch.indices is self.where:
+                total.add_(patch.values.detach(), alpha=coefficient)
+            elif isinstance(patch, Sparse):
+                patch.add_to(total, coefficient, self._slots(patch.indices))
+            else:
+                patch.add_to(total, coefficient)
+        return total
+
+    def _slots(self, indices: Tensor) -> Tensor:
+        if id(indices) not in self.slots:
+            here = indices.to(self.parameter.device)
+            self.slots[id(indices)] = (indices, here if self.where is None else torch.searchsorted(self.where, here))
+        return self.slots[id(indices)][1]
+
+    def write(self, values: Tensor) -> None:
+        with torch.no_grad():
+            if self.where is None:
+                self.parameter.copy_(values.view(self.parameter.shape))
+            elif self.parameter.is_contiguous():
+                self.parameter.view(-1).index_copy_(0, self.where, values)
+            else:
+                self.parameter[torch.unravel_index(self.where, self.parameter.shape)] = values
+
+    def read(self, where: Tensor | None) -> Tensor:
+        flat = self.parameter.detach().reshape(-1)
+        return flat.clone() if where is None else flat[where.to(flat.device)]
+
+
+class Stack:
+    """The layers over one backbone. Push, pop and refresh are the only ways in which gossamer changes a base."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.layers: list[Layer] = []
+        self.heads: list[Applied] = []
+        self.sites: dict[str, Site] = {}
+        self.parameters = base_parameters(backbone(model))
+
+    @staticmethod
+    def over(model: nn.Module) -> Stack:
+        """The stack of a model's backbone: the same one for every head class around it."""
+        bottom = backbone(model)
+        stack = _stacks.get(bottom)
+        if stack is None or not stack.layers:
+            stack = _stacks[bottom] = Stack(model)
+        return stack
+
+    def identity(self) -> dict[str, Record]:
+        """The identity of the base *under* the layers: name → record."""
+        return {n: self.sites[n].known if n in self.sites else record(p) for n, p in self.parameters.items()}
+
+    def push(self, layer: Layer) -> None:
+        """Adds a layer on top and writes every entry that it touches."""
+        self._fits(layer)
+        done: list[str] = []
+        try:
+            for name, terms in layer.items():
+                self._extend(name, union(terms))
+                done.append(name)
+            self.layers.append(layer)
+            self.refresh(layer)
+        except BaseException:
+            self.layers = [kept for kept in self.layers if kept is not layer]
+            self._shrink(done)
+            raise
+
+    def pop(self, layer: Layer) -> None:
+        """Takes a layer off and writes back what lies under it."""
+        self.layers = [kept for kept in self.layers if kept is not layer]
+        self._shrink(list(layer))
+
+    def refresh(self, names: Iterable[str]) -> None:
+        """Writes base + Σ layers anew, for layers whose values have changed."""
+        for name in names:
+            site = self.sites[name]
+            site.write(round_once(site.total(self._terms(name)), site.parameter.dtype))
+
+    def beneath(self, name: str) -> Tensor:
+        """base + Σ layers at the kept entries of a parameter, float64, before rounding."""
+        return self.sites[name].total(self._terms(name))
+
+    def _terms(self, name: str) -> Terms:
+        return tuple(term for layer in self.layers for term in layer.get(name, ()))
+
+    def _fits(self, layer: Layer) -> None:
+        for name, terms in layer.items():
+            if name not in self.parameters:
+                raise BaseMismatch(f"the delta changes {name!r}, which this model lacks; load the base it was trained on")
+            given, expected = terms[0][1].shape, tuple(self.parameters[name].shape)
+            if given != expected:
+                raise BaseMismatch(f"wrong base: {name!r} has shape {list(expected)} where the delta expects {list(given)}")
+
+    def _extend(self, name: str, where: Tensor | None) -> None:
+        parameter = self.parameters[name]
+        site = self.sites.get(name)
+        if site is None:
+            known = record(parameter)
+            here = None if where is None else where.to(parameter.device)
+            site = Site(parameter, here, parameter.new_empty(0), known)
+            site.kept = site.read(here)
+            self.sites[name] = site
+            return
+        if site.where is None:
+            return
+        wider = None if where is None else torch.unique(torch.cat([site.where, where.to(site.where.device)]))
+        kept = site.read(wider)  # entries that were not kept yet still hold the base
+        kept[site.where if wider is None else torch.searchsorted(wider, site.where)] = site.kept
+        site.where, site.kept = wider, kept
+        site.slots.clear()
+
+    def _shrink(self, names: list[str]) -> None:
+        for name in names:
+            site = self.sites[name]
+            site.write(site.kept)
+            rest = self._terms(name)
+            if not rest:
+                del self.sites[name]
+                still(site.parameter, site.known)
+                continue
+            where = union(rest)
+            site.where = None if where is None else where.to(site.parameter.device)
+            site.kept = site.read(site.where)
+            site.slots.clear()
+            self.refresh([name])
+
+
+def _fit_head(model: nn.Module, head: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+    """The model's parameters that the head's tensors belong to; none when the model has no such head."""
+    here = dict(model.named_parameters())
+    if not any(name in here for name in head):
+        return {}
+    for name, values in head.items():
+        if name not in here or here[name].shape != values.shape:
+            found = list(here[name].shape) if name in here else "absent"
+            raise BaseMismatch(
+                f"the delta's head does not fit this model: {name!r} is {found} here and {list(values.shape)} in the "
+                "delta; build the model with the delta's number of labels, or pass head=False"
+            )
+    return {name: here[name] for name in head}
+

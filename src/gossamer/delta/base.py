@@ -1,0 +1,142 @@
+"""Identity of a frozen base: one record a parameter, so that a delta is never applied to other weights.
+
+A record holds the shape, the dtype and digests of the exact values and of the values rounded to bf16 and fp16. Two
+bases are the same where both have a parameter: the exact digest if the dtypes agree, else the digest in the narrower
+one. Names are relative to the backbone (`model.base_model`), so that a head class does not matter; a parameter tied to
+several places has one canonical name, the first.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from gossamer.delta.patch import fingerprint
+from gossamer.errors import BaseMismatch
+
+LEAVES = "gossamer"  # the submodule under which a tunable registers its leaves; never part of a base
+_NARROW = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+_cache = WeakTensorKeyDictionary()  # parameter → (data pointer, version, record)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of one parameter's frozen values; `digests` maps a dtype name to 128 bits in hex."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    digests: Mapping[str, str]
+
+    def agrees(self, other: Record) -> bool | None:
+        """True or False; None when no common dtype allows a comparison (bf16 against fp16)."""
+        if self.shape != other.shape:
+            return False
+        if self.dtype == other.dtype:
+            return self.digests[self.dtype] == other.digests[self.dtype]
+        for dtype in (self.dtype, other.dtype):
+            if dtype in self.digests and dtype in other.digests:
+                return self.digests[dtype] == other.digests[dtype]
+        return None
+
+
+Identity = Mapping[str, Record]
+
+
+def backbone(model: nn.Module) -> nn.Module:
+    """The pretrained part of a model: `model.base_model` where there is one, else the model itself."""
+    found = getattr(model, "base_model", model)
+    return found if isinstance(found, nn.Module) else model
+
+
+def base_parameters(model: nn.Module, head: Iterable[str] = ()) -> dict[str, nn.Parameter]:
+    """Canonical name (relative to the backbone) → parameter, tied ones once; `head` names parameters to leave out."""
+    prefix = {id(p): name for name, p in model.named_parameters()}
+    return {
+        name: parameter
+        for name, parameter in backbone(model).named_parameters()
+        if not name.startswith(LEAVES + ".") and not matches(prefix.get(id(parameter), name), head)
+    }
+
+
+def outer_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Full name → parameter of everything outside the backbone: task heads and the like, tied ones left out."""
+    inside = {id(p) for p in backbone(model).parameters()}
+    return {
+        name: p
+        for name, p in model.named_parameters()
+        if id(p) not in inside and not name.startswith(LEAVES + ".")
+    }
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a name equals, lies under, or matches (shell wildcards) any of the patterns."""
+    return any(name == p or name.startswith(p + ".") or fnmatch(name, p) for p in patterns)
+
+
+def record(parameter: Tensor) -> Record:
+    """The record of a parameter's present values; computed once and cached until the values change."""
+    cached = _cache.get(parameter)
+    if cached and cached[:2] == (parameter.data_ptr(), parameter._version):
+        return cached[2]
+    dtype = str(parameter.dtype).removeprefix("torch.")
+    values = parameter.detach()
+    digests = {dtype: fingerprint(values)[:32]}
+    if dtype in ("float32", "float64"):
+        digests |= {name: fingerprint(values.to(narrow))[:32] for name, narrow in _NARROW.items()}
+    made = Record(tuple(parameter.shape), dtype, digests)
+    _cache[parameter] = (parameter.data_ptr(), parameter._version, made)
+    return made
+
+
+def still(parameter: Tensor, known: Record) -> None:
+    """Says that a parameter holds the values of a known record again, so that no digest need be computed."""
+    _cache[parameter] = (parameter.data_ptr(), parameter._version, known)
+
+
+def identity(model: nn.Module) -> dict[str, Record]:
+    """The identity of a model's backbone as it stands: canonical name → record."""
+    return {name: record(parameter) for name, parameter in base_parameters(model).items()}
+
+
+def check(wanted: Identity, found: Identity, touched: Iterable[str]) -> None:
+    """Raises BaseMismatch unless `found` has every touched parameter and agrees wherever both have one.
+
+    Args:
+        wanted: the identity that a delta was trained on (an empty one is not compared).
+        found: the identity of the model at hand.
+        touched: names that the delta changes.
+    """
+    missing = [name for name in touched if name not in found]
+    if missing:
+        raise BaseMismatch(
+            f"the delta changes {missing[0]!r}{_more(missing)}, which this model lacks; load the base it was trained on"
+        )
+    differ = [name for name in wanted.keys() & found.keys() if wanted[name].agrees(found[name]) is False]
+    if differ:
+        name = min(differ)
+        given, expected = found[name], wanted[name]
+        how = (
+            f"has shape {list(given.shape)} where the delta expects {list(expected.shape)}"
+            if given.shape != expected.shape
+            else "holds other values than the delta was trained on"
+        )
+        raise BaseMismatch(
+            f"wrong base: {name!r}{_more(differ)} {how}; load the very base (and revision) that the delta names"
+        )
+    unknown = [name for name in wanted.keys() & found.keys() if wanted[name].agrees(found[name]) is None]
+    if unknown:
+        warnings.warn(
+            f"the delta was trained on a {wanted[unknown[0]].dtype} base and this one is {found[unknown[0]].dtype}: "
+            "only shapes could be compared; load the base in float32 to have its values checked",
+            stacklevel=3,
+        )
+
+
+def _more(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

@@ -1,0 +1,165 @@
+"""Positions to bytes and back, near their entropy: Golomb coding of gaps, with a parameter that follows the data.
+
+A sorted set of k positions below n is k gaps (each minus one). A gap g is a quotient ⌊g/M⌋ in unary and a remainder
+below M (Golomb 1966); M ≈ ln 2 · mean gap costs within 0.03 bits of the entropy of a uniform set. Blocks of gaps may
+choose their own M, so clustered sets, and tensors of unlike density, profit. Remainders are packed as digits of base M
+into 64-bit words, so nothing is lost where M is no power of two. All of it is whole-array work in NumPy.
+
+Layout (little-endian): u8 log2 of the block length (0: one block) · for one block u32 M, else one u8 rung a block ·
+unary bits of all quotients, padded to a byte · for each distinct M, rising: remainder words.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gossamer.errors import BadFile
+
+_BLOCKS = (0, 12, 10, 8, 6)  # log2 of the block lengths that the encoder tries; 0 is a single block
+_RUNGS = sorted({max(1, round(2 ** (i / 4))) for i in range(4 * 62)})[:256]  # the M that a block may choose
+_LADDER = np.array(_RUNGS, dtype=np.int64)
+Positions = NDArray[np.int64]
+
+
+def encode(positions: Positions, n: int) -> NDArray[np.uint8]:
+    """Codes positions (int64, sorted, unique, each in [0, n)) as bytes; within 2 % of log2 C(n, k) bits if uniform."""
+    if positions.size == 0:
+        return np.zeros(0, np.uint8)
+    gaps = np.diff(positions, prepend=-1) - 1
+    return min((_encode(gaps, log) for log in _BLOCKS if not log or gaps.size > 1 << log), key=len)
+
+
+def decode(code: NDArray[np.uint8], k: int, n: int) -> Positions:
+    """The k positions in [0, n) that `encode` coded. Raises BadFile on anything that it cannot have written."""
+    if k == 0:
+        if code.size:
+            raise BadFile(f"{code.size} bytes of positions for no values; the file is damaged")
+        return np.zeros(0, np.int64)
+    try:
+        gaps = _decode(code, k, n)
+    except (IndexError, ValueError) as error:
+        raise BadFile(f"the coded positions end early or run on; the file is damaged ({error})") from None
+    positions = np.cumsum(gaps + 1) - 1
+    if gaps.min() < 0 or (gaps >= n).any() or positions[-1] >= n or (np.diff(positions) <= 0).any():
+        raise BadFile(f"a coded position lies beyond the {n:,} weights of this file's parameters; the file is damaged")
+    return positions
+
+
+def _encode(gaps: Positions, log: int) -> NDArray[np.uint8]:
+    if log:
+        starts = np.arange(0, gaps.size, 1 << log)
+        sizes = np.diff(starts, append=gaps.size)
+        mean = np.add.reduceat(gaps, starts) / sizes
+        rungs = _best_rung(gaps, starts, np.searchsorted(_LADDER, 0.69 * mean))
+        header = [np.array([log], np.uint8), rungs.astype(np.uint8)]
+        moduli = np.repeat(_LADDER[rungs], sizes)
+    else:
+        share = 1 / (1 + float(gaps.mean()))
+        best = math.ceil(math.log(2 - share) / -math.log1p(-share)) if share < 1 else 1
+        modulus = min(max(1, best), 2**32 - 1)
+        header = [np.array([0], np.uint8), np.frombuffer(modulus.to_bytes(4, "little"), np.uint8)]
+        moduli = np.full(gaps.size, modulus)
+    quotients = gaps // moduli
+    unary = np.zeros(int(quotients.sum()) + gaps.size, np.uint8)
+    unary[np.cumsum(quotients + 1) - 1] = 1
+    words = [_pack(gaps[moduli == m] % m, int(m)) for m in np.unique(moduli) if m > 1]
+    return np.concatenate([*header, np.packbits(unary), *words])
+
+
+def _best_rung(gaps: Positions, starts: Positions, guess: Positions) -> Positions:
+    """For each block the cheapest of a few rungs around the guess."""
+    best, price = guess, None
+    sizes = np.diff(starts, append=gaps.size)
+    for step in (0, -2, -1, 1):
+        rung = np.clip(guess + step, 0, len(_RUNGS) - 1)
+        modulus = _LADDER[rung]
+        cost = np.add.reduceat(gaps // np.repeat(modulus, sizes), starts) + sizes * (1 + np.log2(modulus))
+        better = np.ones_like(starts, bool) if price is None else cost < price
+        best = np.where(better, rung, best)
+        price = cost if price is None else np.minimum(cost, price)
+    return best
+
+
+def _decode(code: NDArray[np.uint8], k: int, n: int) -> Positions:
+    log, at = int(code[0]), 1
+    if log:
+        if log not in _BLOCKS:
+            raise ValueError(f"block length 2^{log}")
+        blocks = -(-k >> log)
+        rungs = code[at : at + blocks]
+        if rungs.size < blocks or int(rungs.max()) >= len(_RUNGS):
+            raise ValueError("block table")
+        moduli = np.repeat(_LADDER[rungs], 1 << log)[:k]
+        at += blocks
+    else:
+        modulus = int.from_bytes(code[at : at + 4].tobytes(), "little")
+        if modulus == 0 or code.size < at + 4:
+            raise ValueError("modulus")
+        moduli = np.full(k, modulus)
+        at += 4
+    ones, at = _find_ones(code, at, k)
+    quotients = np.diff(ones, prepend=-1) - 1
+    if (quotients > n // moduli).any():
+        raise ValueError("quotient")
+    gaps = quotients * moduli
+    for m in np.unique(moduli):
+        if m > 1:
+            mine = np.flatnonzero(moduli == m)
+            remainders, at = _unpack(code, at, mine.size, int(m))
+            gaps[mine] += remainders
+    if at != code.size:
+        raise ValueError(f"{code.size - at} bytes too many")
+    return gaps
+
+
+def _find_ones(code: NDArray[np.uint8], at: int, k: int) -> tuple[Positions, int]:
+    """Places of the first k one-bits from byte `at` on, and the byte after them; the padding must be zero."""
+    ends = np.cumsum(np.bitwise_count(code[at:]), dtype=np.int64)
+    last = int(np.searchsorted(ends, k))  # the byte in which the k-th one lies
+    if last >= ends.size or ends[last] != k:
+        raise ValueError("unary part")
+    return np.flatnonzero(np.unpackbits(code[at : at + last + 1])).astype(np.int64), at + last + 1
+
+
+def _shape(count: int, m: int) -> tuple[int, int, int, int]:
+    """How `count` digits of base m are stored: digits a word, bytes a word, whole words, bytes of the last one."""
+    digits = max(1, int(64 / math.log2(m)))
+    while m**digits > 1 << 64:
+        digits -= 1
+    digits, size = min(  # the word of at most 8 bytes that wastes least
+        ((d, -(-((m**d - 1).bit_length()) // 8)) for d in range(1, digits + 1)), key=lambda shape: (shape[1] / shape[0], shape)
+    )
+    whole, rest = divmod(count, digits)
+    return digits, size, whole, -(-((m**rest - 1).bit_length()) // 8) if rest else 0
+
+
+def _pack(values: Positions, m: int) -> NDArray[np.uint8]:
+    digits, size, whole, tail = _shape(values.size, m)
+    padded = np.zeros((whole + (tail > 0)) * digits, np.uint64)
+    padded[: values.size] = values
+    table = padded.reshape(-1, digits)
+    words = np.zeros(table.shape[0], np.uint64)
+    for column in reversed(range(digits)):
+        words = words * np.uint64(m) + table[:, column]
+    raw = words.astype("<u8").view(np.uint8).reshape(-1, 8)
+    return np.concatenate([raw[:whole, :size].reshape(-1), raw[whole:, :tail].reshape(-1)])
+
+
+def _unpack(code: NDArray[np.uint8], at: int, count: int, m: int) -> tuple[Positions, int]:
+    digits, size, whole, tail = _shape(count, m)
+    end = at + whole * size + tail
+    if end > code.size:
+        raise ValueError("remainders")
+    raw = np.zeros((whole + (tail > 0), 8), np.uint8)
+    raw[:whole, :size] = code[at : at + whole * size].reshape(whole, size)
+    if tail:
+        raw[whole, :tail] = code[at + whole * size : end]
+    words = raw.view("<u8").reshape(-1)
+    table = np.empty((words.size, digits), np.uint64)
+    for column in range(digits):
+        table[:, column] = words % np.uint64(m)
+        words = words // np.uint64(m)
+    return table.reshape(-1)[:count].astype(np.int64), end

@@ -1,0 +1,237 @@
+"""Delta: what a fine-tuning is. An immutable value with exact arithmetic.
+
+Per parameter a tuple of (float64 coefficient, patch). Sums are symbolic: equal patches merge their coefficients, zeros
+drop out, and everything is coalesced once, in float64, when applied or saved. Heads stay outside the algebra.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gossamer.delta.base import Identity
+from gossamer.delta.patch import Dense, Patch, Sparse, Terms, coalesce, fingerprint, to_dtype, union
+from gossamer.delta.support import Support
+from gossamer.errors import BadPlan, BaseMismatch, Clash, NotLinear
+
+VALUES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True, eq=False)
+class Delta:
+    """A fine-tuning: per parameter Σ coefficient · patch, a task head, and where it came from.
+
+    Attributes:
+        terms: canonical parameter name → ((coefficient, patch), …).
+        base: identity of the frozen base that it was trained on; may be empty (then nothing is compared).
+        head: full name → tensor of the task head, dense, outside the algebra.
+        about: provenance, plain JSON values (method, settings, task, scores, versions).
+
+    Laws: + commutes and associates, · distributes, a − a has no patches, 1.0 · a is a. ``c * d`` keeps d's head
+    unscaled, ``a - b`` keeps a's head, ``a + b`` keeps the only head there is; two unequal heads raise `Clash`.
+    """
+
+    terms: Mapping[str, Terms]
+    base: Identity = field(default_factory=dict)
+    head: Mapping[str, Tensor] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        merged = {name: _merge(self.terms[name]) for name in sorted(self.terms)}
+        object.__setattr__(self, "terms", {name: terms for name, terms in merged.items() if terms})
+
+    @classmethod
+    def of(cls, patches: Mapping[str, Patch], **other: Any) -> Delta:
+        """A delta of one patch a parameter, each with coefficient 1."""
+        return cls({name: ((1.0, patch),) for name, patch in patches.items()}, **other)
+
+    # arithmetic -------------------------------------------------------------------------------------------------
+
+    def __add__(self, other: Delta) -> Delta:
+        if not isinstance(other, Delta):
+            return NotImplemented
+        _same_base(self.base, other.base)
+        names = self.terms.keys() | other.terms.keys()
+        terms = {name: self.terms.get(name, ()) + other.terms.get(name, ()) for name in names}
+        return Delta(terms, {**self.base, **other.base}, _one_head(self.head, other.head), _parents(self, other))
+
+    def __radd__(self, other: object) -> Delta:
+        return self if other == 0 else NotImplemented  # so that sum(deltas) works
+
+    def __mul__(self, coefficient: float) -> Delta:
+        if not isinstance(coefficient, (int, float)) or not math.isfinite(coefficient):
+            raise NotLinear(f"a delta is scaled by a finite number, not by {coefficient!r}")
+        terms = {name: tuple((coefficient * c, patch) for c, patch in terms) for name, terms in self.terms.items()}
+        return replace(self, terms=terms, about=_scaled(self.about, coefficient))
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Delta:
+        return self * -1.0
+
+    def __sub__(self, other: Delta) -> Delta:
+        if not isinstance(other, Delta):
+            return NotImplemented
+        return self + replace(-other, head={})
+
+    def __eq__(self, other: object) -> bool:
+        """Same patches and coefficients, bit for bit, and same head. Provenance is not compared."""
+        return (
+            isinstance(other, Delta)
+            and self.terms.keys() == other.terms.keys()
+            and all(self.terms[name] == other.terms[name] for name in self.terms)
+            and _head_key(self.head) == _head_key(other.head)
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    # measures ---------------------------------------------------------------------------------------------------
+
+    def coalesce(self) -> Delta:
+        """The same change with at most one patch of a kind for each parameter, summed in float64, rounded once."""
+        patches = {name: tuple((1.0, patch) for patch in coalesce(terms)) for name, terms in self.terms.items()}
+        return replace(self, terms=patches)
+
+    def rounded(self, values: str) -> Delta:
+        """The same change with its values rounded to "bf16" or "fp32": the explicit last step of training."""
+        if values not in VALUES:
+            raise BadPlan(f"values={values!r}; expected one of {', '.join(VALUES)}")
+        terms = {n: tuple((c, to_dtype(p, VALUES[values])) for c, p in terms) for n, terms in self.terms.items()}
+        return replace(self, terms=terms, about={**self.about, "values": values})
+
+    def dot(self, other: Delta) -> float:
+        """Σ over all weights of the product of the two changes, in float64; heads take no part."""
+        return math.fsum(_inner(self.terms[name], other.terms[name]) for name in self.terms.keys() & other.terms.keys())
+
+    def norm(self) -> float:
+        """Euclidean norm of the change, in float64; the head takes no part."""
+        return math.sqrt(max(self.dot(self), 0.0))
+
+    @property
+    def support(self) -> Support:
+        """The entries that sparse patches touch. A dense or low-rank patch has none to name: NotLinear."""
+        found = {}
+        for name, terms in self.terms.items():
+            if not all(isinstance(patch, Sparse) for _, patch in terms):
+                raise NotLinear(f"{name!r} holds a dense or low-rank patch, which has no sparse support")
+            found[name] = torch.unique(torch.cat([patch.indices for _, patch in terms if isinstance(patch, Sparse)]))
+        return Support(found)
+
+    @property
+    def k(self) -> int:
+        """Number of stored values (entries of sparse and dense patches, factors of low-rank ones), head excluded."""
+        return sum(patch.count for terms in self.terms.values() for patch in coalesce(terms))
+
+    @property
+    def m(self) -> int:
+        """Number of weights of the base; 0 when the base is not known."""
+        return sum(math.prod(known.shape) for known in self.base.values())
+
+    @property
+    def density(self) -> float:
+        """k / m; NaN when the base is not known."""
+        return self.k / self.m if self.m else math.nan
+
+    def save(self, path: str | PathLike[str], *, force: bool = False) -> int:
+        """Writes one file, atomically (see docs/format.md). Returns its size in bytes.
+
+        Raises:
+            Clash: the file exists and `force` is off.
+            GossamerError: the disk is full or cannot be written; nothing is left behind.
+        """
+        from gossamer.delta.store import save  # the store reads and writes Deltas, so it imports this module
+
+        return save(self, path, force=force)
+
+    def __repr__(self) -> str:
+        head = sum(tensor.numel() for tensor in self.head.values())
+        return f"Delta({self.about.get('method', 'composed')}, k={self.k:,} of {self.m:,}, head={head:,})"
+
+
+def _merge(terms: Terms) -> Terms:
+    if len(terms) == 1:
+        return terms if terms[0][0] != 0.0 else ()
+    by_key: dict[str, tuple[list[float], Patch]] = {}
+    for coefficient, patch in terms:
+        by_key.setdefault(patch.key, ([], patch))[0].append(coefficient)
+    summed = ((math.fsum(coefficients), patch) for _, (coefficients, patch) in sorted(by_key.items()))
+    return tuple((coefficient, patch) for coefficient, patch in summed if coefficient != 0.0)
+
+
+def _inner(a: Terms, b: Terms) -> float:
+    """⟨Σ c·p, Σ d·q⟩ of one parameter, over the entries that both touch."""
+    (left,), (right,) = _single(a), _single(b)
+    if isinstance(left, Sparse) and isinstance(right, Sparse):
+        mine, theirs = torch.isin(left.indices, right.indices), torch.isin(right.indices, left.indices)
+        return float(left.values[mine].double() @ right.values[theirs].double())
+    if isinstance(left, Sparse) or isinstance(right, Sparse):
+        few, full = (left, right) if isinstance(left, Sparse) else (right, left)
+        assert isinstance(few, Sparse)
+        return float(few.values.double() @ _flat(full)[few.indices])
+    return float(_flat(left) @ _flat(right))
+
+
+def _single(terms: Terms) -> tuple[Patch]:
+    """One patch that says the same in float64 (a mix of kinds becomes dense)."""
+    where = union(terms)
+    shape = terms[0][1].shape
+    total = torch.zeros(math.prod(shape) if where is None else where.numel(), dtype=torch.float64)
+    for coefficient, patch in terms:
+        slots = torch.searchsorted(where, patch.indices) if where is not None and isinstance(patch, Sparse) else None
+        patch.add_to(total, coefficient, slots)
+    return (Dense(total.reshape(shape)) if where is None else Sparse(shape, where, total),)
+
+
+def _flat(patch: Patch) -> Tensor:
+    total = torch.zeros(math.prod(patch.shape), dtype=torch.float64)
+    patch.add_to(total, 1.0)
+    return total
+
+
+def _same_base(a: Identity, b: Identity) -> None:
+    for name in a.keys() & b.keys():
+        if a[name].agrees(b[name]) is False:
+            raise BaseMismatch(
+                f"these deltas were trained on different bases ({name!r} differs), so their sum means nothing; "
+                "add only deltas of one base"
+            )
+
+
+def _one_head(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    if a and b and _head_key(a) != _head_key(b):
+        raise Clash(
+            f"both deltas bring a head ({', '.join(sorted(a))} against {', '.join(sorted(b))}) and they differ; keep "
+            "one: dataclasses.replace(other, head={}) drops a head"
+        )
+    return a or b
+
+
+def _head_key(head: Mapping[str, Tensor]) -> str:
+    return "".join(name + fingerprint(head[name]) for name in sorted(head))
+
+
+def _scaled(about: Mapping[str, Any], coefficient: float) -> Mapping[str, Any]:
+    if coefficient == 1.0:
+        return about
+    return {**_task(about), "method": "composed", "parts": [[coefficient * c, part] for c, part in _parts(about)]}
+
+
+def _parents(a: Delta, b: Delta) -> Mapping[str, Any]:
+    parts = _parts(a.about) + _parts(b.about)
+    return {**reduce(lambda known, d: known or _task(d.about), (d for d in (a, b) if d.head), {}), "method": "composed",
+            "parts": [list(part) for part in parts]}  # fmt: skip
+
+
+def _parts(about: Mapping[str, Any]) -> list[tuple[float, Any]]:
+    return [(c, part) for c, part in about["parts"]] if "parts" in about else [(1.0, dict(about))]
+
+
+def _task(about: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: about[key] for key in ("task", "base") if key in about}

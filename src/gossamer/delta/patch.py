@@ -1,0 +1,219 @@
+"""Patches: how one parameter changes. Sparse (k entries), Dense (all of them), LowRank (B·A).
+
+A patch is an immutable value; `add_to` is its only meaning: ``total += coefficient * patch`` in float64.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from gossamer.errors import BadPlan
+
+
+def fingerprint(*tensors: Tensor) -> str:
+    """Hex digest of the dtypes, shapes and exact bytes of some tensors (any device)."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def round_once(exact: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rounds float64 to `dtype` with a single rounding, to nearest even.
+
+    PyTorch converts float64 to 16 bits by way of float32, which rounds twice. Rounding to *odd* in the middle
+    makes the second rounding see on which side of a tie the exact value lies (Boldo and Melquiond 2008).
+    """
+    if dtype not in (torch.bfloat16, torch.float16):
+        return exact.to(dtype)
+    middle = exact.float()
+    back = middle.double()
+    bits = middle.view(torch.int32)
+    truncated = torch.where(back.abs() > exact.abs(), bits - 1, bits)
+    inexact = (back != exact) & exact.isfinite() & middle.isfinite()
+    return torch.where(inexact, truncated | 1, bits).view(torch.float32).to(dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Sparse:
+    """k entries of one parameter. Entry `indices[j]` (flat, row-major) changes by `values[j]`."""
+
+    shape: tuple[int, ...]
+    indices: Tensor  # [k] int64, sorted, unique
+    values: Tensor  # [k] fp32, fp16 or bf16 (float64 for a float64 base)
+
+    def __post_init__(self) -> None:
+        if self.indices.dtype != torch.int64 or self.indices.shape != self.values.shape or self.indices.dim() != 1:
+            raise BadPlan(
+                f"a sparse patch needs int64 indices and values, both [k]; got {self.indices.dtype} "
+                f"{tuple(self.indices.shape)} and {tuple(self.values.shape)}"
+            )
+
+    @cached_property
+    def key(self) -> str:
+        return "sparse" + fingerprint(self.indices, self.values) + str(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes + self.indices.nbytes
+
+    @property
+    def count(self) -> int:
+        return self.indices.numel()
+
+    def add_to(self, total: Tensor, coefficient: float, slots: Tensor | None = None) -> None:
+        """Adds coefficient × patch to a flat float64 tensor; `slots` says where the entries lie in it."""
+        values = self.values.detach().to(total.device)
+        if slots is None and total.numel() == self.count and self.count != math.prod(self.shape):
+            total.add_(values, alpha=coefficient)
+            return
+        where = self.indices.to(total.device) if slots is None else slots
+        total[where] += values.double() * coefficient
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sparse) and self.key == other.key
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """Every entry of one parameter changes by the entry of `values` at its place."""
+
+    values: Tensor  # the parameter's shape
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.values.shape)
+
+    @cached_property
+    def key(self) -> str:
+        return "dense" + fingerprint(self.values)
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes
+
+    @property
+    def count(self) -> int:
+        return self.values.numel()
+
+    def add_to(self, total: Tensor, coefficient: float, slots: Tensor | None = None) -> None:
+        """Adds coefficient × patch to a flat float64 tensor of all entries."""
+        total.add_(self.values.detach().to(total.device).reshape(-1), alpha=coefficient)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Dense) and self.key == other.key
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """A matrix changes by left · right (any LoRA scale is already inside `left`)."""
+
+    left: Tensor  # [rows, r]
+    right: Tensor  # [r, columns]
+
+    def __post_init__(self) -> None:
+        if self.left.dim() != 2 or self.right.dim() != 2 or self.left.shape[1] != self.right.shape[0]:
+            raise BadPlan(
+                f"a low-rank patch needs left [rows, r] and right [r, columns]; got {tuple(self.left.shape)} "
+                f"and {tuple(self.right.shape)}"
+            )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.left.shape[0], self.right.shape[1])
+
+    @cached_property
+    def key(self) -> str:
+        return "lowrank" + fingerprint(self.left, self.right)
+
+    @property
+    def nbytes(self) -> int:
+        return self.left.nbytes + self.right.nbytes
+
+    @property
+    def count(self) -> int:
+        return self.left.numel() + self.right.numel()
+
+    def add_to(self, total: Tensor, coefficient: float, slots: Tensor | None = None) -> None:
+        """Adds coefficient × left · right to a flat float64 tensor of all entries."""
+        product = self.left.detach().to(total.device).double() @ self.right.detach().to(total.device).double()
+        total.add_(product.reshape(-1), alpha=coefficient)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LowRank) and self.key == other.key
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+Patch = Sparse | Dense | LowRank
+Terms = tuple[tuple[float, Patch], ...]  # of one parameter: Σ coefficient · patch
+
+
+def to_dtype(patch: Patch, dtype: torch.dtype) -> Patch:
+    """The same patch with its values rounded to a dtype."""
+    if isinstance(patch, Sparse):
+        return Sparse(patch.shape, patch.indices, patch.values.to(dtype))
+    if isinstance(patch, Dense):
+        return Dense(patch.values.to(dtype))
+    return LowRank(patch.left.to(dtype), patch.right.to(dtype))
+
+
+def union(terms: Terms) -> Tensor | None:
+    """The flat indices that some terms touch, sorted and unique; None when they touch all of the parameter."""
+    supports = [patch.indices for _, patch in terms if isinstance(patch, Sparse)]
+    if len(supports) < len(terms):
+        return None
+    if all(support is supports[0] for support in supports):
+        return supports[0]
+    return torch.unique(torch.cat(supports))
+
+
+def coalesce(terms: Terms) -> tuple[Patch, ...]:
+    """Σ coefficient · patch as at most one patch of each kind: summed in float64, rounded once.
+
+    A single patch with coefficient 1 is returned untouched. Sparse patches sum over the union of their supports,
+    low-rank patches stack their ranks, and a dense patch swallows everything.
+    """
+    if len(terms) == 1 and terms[0][0] == 1.0:
+        return (terms[0][1],)
+    shape = terms[0][1].shape
+    if any(isinstance(patch, Dense) for _, patch in terms):
+        total = torch.zeros(math.prod(shape), dtype=torch.float64)
+        for coefficient, patch in terms:
+            patch.add_to(total, coefficient)
+        return (Dense(total.to(_widest(terms)).reshape(shape)),)
+    found: list[Patch] = []
+    sparse: Terms = tuple((c, p) for c, p in terms if isinstance(p, Sparse))
+    if sparse:
+        where = union(sparse)
+        assert where is not None
+        total = torch.zeros(where.numel(), dtype=torch.float64)
+        for coefficient, patch in sparse:
+            assert isinstance(patch, Sparse)
+            patch.add_to(total, coefficient, torch.searchsorted(where, patch.indices))
+        found.append(Sparse(shape, where, total.to(_widest(sparse))))
+    low = [(c, p) for c, p in terms if isinstance(p, LowRank)]
+    if len(low) == 1 and low[0][0] == 1.0:
+        found.append(low[0][1])
+    elif low:
+        dtype = _widest(tuple(low))
+        left = torch.cat([p.left.double() * c for c, p in low], dim=1).to(dtype)
+        found.append(LowRank(left, torch.cat([p.right.to(dtype) for _, p in low], dim=0)))
+    return tuple(found)
+
+
+def _widest(terms: Terms) -> torch.dtype:
+    double = any(tensor.dtype == torch.float64 for _, patch in terms for tensor in vars(patch).values()
+                 if isinstance(tensor, Tensor) and tensor.is_floating_point())
+    return torch.float64 if double else torch.float32

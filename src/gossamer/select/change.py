@@ -1,0 +1,40 @@
+"""change: the k entries that a first training moved furthest, |θ1 − θ0| (LT-SFT, Ansell et al. 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from gossamer.delta.support import Support
+from gossamer.delta.topk import top_k
+from gossamer.errors import BadPlan
+
+
+def change(
+    differences: Mapping[str, Tensor], k: int, *, without: Support | None = None, per_tensor: bool = False
+) -> Support:
+    """The k largest |θ1 − θ0| that are not in `without`; `differences` holds θ1 − θ0 of each parameter.
+
+    Raises:
+        BadPlan: fewer than k entries moved, so that the rest of the choice would be arbitrary.
+
+    >>> change({"w": torch.tensor([[3.0, -4.0, 1.0], [0.0, 2.0, 5.0]])}, 2)["w"]
+    tensor([1, 5])
+    """
+
+    def moved(name: str) -> Tensor:
+        score = differences[name].detach().abs().reshape(-1)
+        if without and name in without:
+            score = score.clone()
+            score[without[name]] = 0.0
+        return score
+
+    available = sum(int(torch.count_nonzero(moved(name))) for name in differences)
+    if available < k:
+        raise BadPlan(
+            f"k = {k:,} weights were asked for but only {available:,} moved in the first phase; train it longer or at a "
+            "larger rate, or lower the density"
+        )
+    return top_k({name: (lambda name=name: moved(name)) for name in differences}, k, per_tensor=per_tensor)

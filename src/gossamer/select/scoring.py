@@ -1,0 +1,145 @@
+"""One pass over data that adds up gradients, or their squares, at θ0: what `gradient` and `fisher` rank.
+
+The model is in eval mode (no dropout), nothing is clipped, each of a fixed number of examples counts exactly once. A
+weight's gradient is added to its score and freed as soon as it is complete, so a pass costs one extra copy of the
+weights. A fresh head would rank its own noise, so it is trained first, for scoring only, and put back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gossamer.errors import BadData, BadPlan
+
+Batch = Mapping[str, Any]
+Loss = Callable[[nn.Module, Batch], Tensor]  # mean loss over the examples of a batch
+
+
+def model_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """The loss that transformers models compute themselves when the batch has labels."""
+    loss = getattr(model(**batch), "loss", None)
+    if loss is None:
+        raise BadData(f"the model returned no loss for a batch of {sorted(batch)}; add labels, or pass loss=f(model, batch)")
+    return loss
+
+
+def accumulate(
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    data: Iterable[Batch],
+    *,
+    squared: bool,
+    loss: Loss = model_loss,
+    examples: int = 1024,
+    head: Mapping[str, nn.Parameter] | None = None,
+    warmup: int = 50,
+) -> dict[str, Tensor]:
+    """Σ_b g_b, or Σ_b g_b² with one example a backward, over the first `examples` examples.
+
+    Args:
+        model: left as it was: values, mode, `requires_grad`, gradients.
+        parameters: name → weight to score; the result has the same names and shapes, float32.
+        data: batches whose tensors have the examples in dimension 0; read once.
+        squared: squares of per-example gradients (Fisher) rather than the sum of gradients.
+        head: parameters to warm up first, for scoring only, with `warmup` AdamW steps; 0 turns that off.
+    """
+    device = next(iter(parameters.values())).device
+    batches = [_to(batch, device) for batch in _first(data, examples)]
+    if not batches:
+        raise BadData("no examples to score with: data= is empty")
+    scores = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
+    with _as_it_was(model, head or {}):
+        if head and warmup:
+            _warm_up(model, head, batches, loss, warmup)
+        for p in model.parameters():
+            p.requires_grad_(False)
+        hooks = [p.requires_grad_(True).register_post_accumulate_grad_hook(_adder(scores[n], squared))
+                 for n, p in parameters.items()]  # fmt: skip
+        try:
+            for batch in (one for batch in batches for one in (_singles(batch) if squared else [batch])):
+                value = loss(model, batch) * _length(batch)
+                if not bool(value.isfinite()):
+                    raise BadPlan("the loss is NaN or infinite on the scoring data; check the data and the model")
+                value.backward()
+        finally:
+            for hook in hooks:
+                hook.remove()
+    return scores
+
+
+def _adder(score: Tensor, squared: bool) -> Callable[[Tensor], None]:
+    def add(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        grad = parameter.grad.float()
+        score.add_(grad.square() if squared else grad)
+        parameter.grad = None
+
+    return add
+
+
+def _warm_up(model: nn.Module, head: Mapping[str, nn.Parameter], batches: list[Batch], loss: Loss, steps: int) -> None:
+    for p in model.parameters():
+        p.requires_grad_(False)
+    trained = [p.requires_grad_(True) for p in head.values()]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.0)
+    for step in range(steps):
+        optimizer.zero_grad()
+        loss(model, batches[step % len(batches)]).backward()
+        optimizer.step()
+    optimizer.zero_grad()
+
+
+@contextmanager
+def _as_it_was(model: nn.Module, head: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Eval mode inside; outside, mode, requires_grad, gradients and the head's values are as before."""
+    modes = {module: module.training for module in model.modules()}
+    state = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    buffers = [(b, b.detach().clone()) for b in model.buffers()]
+    outer = [(p, p.detach().clone()) for p in head.values()]
+    for p, _, _ in state:
+        p.grad = None
+    model.eval()
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, values in outer + buffers:
+                p.copy_(values)
+        for p, wanted, grad in state:
+            p.requires_grad_(wanted)
+            p.grad = grad
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _first(data: Iterable[Batch], examples: int) -> Iterator[Batch]:
+    for batch in data:
+        if examples <= 0:
+            return
+        size = _length(batch)
+        yield batch if size <= examples else _slice(batch, 0, examples)
+        examples -= size
+
+
+def _length(batch: Batch) -> int:
+    sizes = {value.shape[0] for value in batch.values() if isinstance(value, Tensor) and value.dim()}
+    if len(sizes) != 1:
+        raise BadData(f"a batch's tensors must share dimension 0 (the examples); got sizes {sorted(sizes)}")
+    return sizes.pop()
+
+
+def _slice(batch: Batch, start: int, stop: int) -> Batch:
+    return {n: v[start:stop] if isinstance(v, Tensor) and v.dim() else v for n, v in batch.items()}
+
+
+def _singles(batch: Batch) -> Iterator[Batch]:
+    return (_slice(batch, i, i + 1) for i in range(_length(batch)))
+
+
+def _to(batch: Batch, device: torch.device) -> Batch:
+    return {n: v.to(device) if isinstance(v, Tensor) else v for n, v in batch.items()}

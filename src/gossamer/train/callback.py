@@ -1,0 +1,85 @@
+"""The one callback through which an unmodified transformers Trainer learns what a gossamer phase needs.
+
+It seeds the sampler by (seed, epoch), so that a resumed run sees the same batches; seals checkpoints; adds the L1
+penalty; stops at a NaN loss; and reports progress.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from transformers import TrainerCallback
+
+from gossamer.errors import BadPlan
+from gossamer.train.checkpoint import seal
+from gossamer.train.plan import Fit
+from gossamer.tunable.tuned import Tuned
+
+
+class Progress(Protocol):
+    """Who wants to know how far training is."""
+
+    def begin(self, phase: Fit, steps: int, done: int) -> None: ...
+
+    def step(self, loss: float | None) -> None: ...
+
+    def end(self) -> None: ...
+
+
+class PhaseCallback(TrainerCallback):
+    """See the module. One a phase."""
+
+    def __init__(self, tuned: Tuned, phase: Fit, *, l1: float = 0.0, progress: Progress | None = None) -> None:
+        self.tuned, self.phase, self.l1, self.progress = tuned, phase, l1, progress
+        self._penalty: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.l1:
+            wrapped = kwargs["optimizer"]
+            self._penalty = self.tuned.l1(getattr(wrapped, "optimizer", wrapped), self.l1)
+        if self.progress:
+            self.progress.begin(self.phase, state.max_steps, state.global_step)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        seed = args.data_seed if args.data_seed is not None else args.seed
+        sampler = _sampler(kwargs.get("train_dataloader"))
+        if sampler is not None:
+            # Trainer's length-grouped sampler draws from the global generator, which a run resumed in mid-epoch
+            # finds in another state; a generator of its own, seeded by the epoch, makes the order a fact
+            sampler.generator = torch.Generator().manual_seed(seed * 1_000_003 + int(state.epoch or 0))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.progress:
+            last = state.log_history[-1] if state.log_history else {}
+            self.progress.step(last.get("loss"))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        loss = (logs or {}).get("loss")
+        norm = (logs or {}).get("grad_norm")
+        if any(isinstance(value, float) and not math.isfinite(value) for value in (loss, norm)):
+            raise BadPlan(
+                f"training diverged at step {state.global_step}: loss {loss}, gradient norm {norm}; lower the learning "
+                "rate, and look for broken examples"
+            )
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}", {"step": state.global_step})
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._penalty is not None:
+            self._penalty.remove()
+        if self.progress:
+            self.progress.end()
+
+
+def _sampler(loader: Any) -> Any:
+    """The sampler that draws from the global generator, however accelerate has wrapped it; else None."""
+    while loader is not None:
+        if getattr(loader, "generator", False) is None and not hasattr(loader, "batch_sampler"):
+            return loader
+        loader = getattr(loader, "batch_sampler", None) or getattr(loader, "sampler", None)
+    return None

@@ -1,0 +1,76 @@
+"""From a rule's name to a support: reads what the rule needs from the model and calls the selector."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+from gossamer.delta.base import base_parameters, matches
+from gossamer.delta.support import Support
+from gossamer.errors import BadPlan
+from gossamer.select.bias import bias
+from gossamer.select.fisher import fisher
+from gossamer.select.gradient import gradient
+from gossamer.select.magnitude import magnitude
+from gossamer.select.scoring import Batch, Loss, accumulate, model_loss
+from gossamer.select.uniform import uniform
+from gossamer.tunable.tuned import head_parameters
+
+Patterns = Iterable[str]
+
+
+def maskable(model: nn.Module, head: bool | Patterns, exclude: Patterns) -> dict[str, nn.Parameter]:
+    """The weights that may be chosen: the backbone without what belongs to the head and what is excluded."""
+    mine = {id(p) for p in head_parameters(model, head).values()}
+    found = {
+        n: p for n, p in base_parameters(model).items() if id(p) not in mine and not matches(n, exclude)
+    }
+    if not found:
+        raise BadPlan(f"exclude={list(exclude)} leaves no weight to train")
+    return found
+
+
+def norm_names(model: nn.Module) -> list[str]:
+    """Names of the parameters of normalization layers: modules whose class is called …Norm."""
+    names = {id(p): n for n, p in base_parameters(model).items()}
+    layers = (m for m in model.modules() if type(m).__name__.endswith("Norm"))
+    return sorted({names[id(p)] for layer in layers for p in layer.parameters(recurse=False) if id(p) in names})
+
+
+def choose(
+    model: nn.Module,
+    rule: str,
+    k: int | None,
+    *,
+    data: Iterable[Batch] | None = None,
+    loss: Loss | None = None,
+    head: bool | Patterns = True,
+    exclude: Patterns = (),
+    seed: int = 0,
+    options: Mapping[str, Any] = {},
+) -> Support:
+    """The support that a rule chooses at θ0, before any training. See `tune` for the arguments."""
+    parameters = maskable(model, head, exclude)
+    per_tensor = bool(options.get("per_tensor", False))
+    if rule == "bias":
+        return bias(parameters)
+    assert k is not None
+    if rule == "uniform":
+        return uniform(parameters, k, seed=seed, per_tensor=per_tensor)
+    if rule == "magnitude":
+        return magnitude(parameters, k, smallest=bool(options["smallest"]), per_tensor=per_tensor)
+    if data is None:
+        raise BadPlan(f"{rule} scores weights with data; pass data= (batches with labels, for example a DataLoader)")
+    scores = accumulate(
+        model,
+        parameters,
+        data,
+        squared=rule == "fisher",
+        loss=loss or model_loss,
+        examples=options["examples"],
+        head=head_parameters(model, head),
+        warmup=options["warmup"],
+    )
+    return {"fisher": fisher, "gradient": gradient}[rule](scores, k, per_tensor=per_tensor)

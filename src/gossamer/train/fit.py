@@ -1,0 +1,184 @@
+"""fit: runs the phases of a method with any trainer, built anew for each phase. base + data → Delta.
+
+    full           fit(dense)
+    random, …      choose → fit(sparse)
+    lt-sft         [ fit(dense) → choose(change) → rewind → fit(sparse) ] × rounds, growing support
+
+Each phase is a function of what the phase before it left: a delta (values and head to start from) and a support. That
+is all that is kept on disk between phases, as an ordinary delta file.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gossamer.delta.base import base_parameters
+from gossamer.delta.delta import Delta
+from gossamer.delta.patch import Dense, Sparse
+from gossamer.delta.store import load
+from gossamer.delta.support import Support
+from gossamer.errors import BadPlan
+from gossamer.select.change import change
+from gossamer.select.scoring import Batch, Loss
+from gossamer.train.checkpoint import latest
+from gossamer.train.choose import Patterns, choose, maskable, norm_names
+from gossamer.train.plan import Choose, Fit, Phase, budget, row_of, settle
+from gossamer.train.tune import beneath, count
+from gossamer.tunable.tuned import Tuned
+
+Factory = Callable[..., Any]  # model[, phase] → an object with .train()
+Watch = Callable[[Fit, Delta], None]
+
+
+def fit(
+    model: nn.Module,
+    method: str,
+    *,
+    trainer: Factory,
+    density: float | None = None,
+    k: int | None = None,
+    data: Iterable[Batch] | None = None,
+    loss: Loss | None = None,
+    on: Delta | None = None,
+    head: bool | Patterns = True,
+    exclude: Patterns = (),
+    values: str = "bf16",
+    seed: int = 0,
+    checkpoint: str | PathLike[str] | None = None,
+    resume: bool = False,
+    watch: Watch | None = None,
+    progress: Any = None,
+    **options: Any,
+) -> Delta:
+    """Fine-tunes by a method and returns the delta; the model is as it was, bit for bit.
+
+    Args:
+        model: any model; what lies outside `model.base_model` is its task head (see `tune`).
+        method: a row of ``methods()``.
+        trainer: ``f(model)`` or ``f(model, phase)`` → an object with ``.train()``: a transformers Trainer, one of
+            its children, or your own. Called once a phase, so that optimizer and schedule are fresh. `phase` is a
+            `Fit` with the row's `lr`, `epochs`, `schedule`, `warmup` and the `index` of the phase.
+        density, k, data, loss, on, head, exclude, seed: as in `tune`.
+        values: "bf16" (the default of files) or "fp32": what the change is rounded to, at the very end.
+        checkpoint: a folder for what is needed to go on after a kill, between phases; within a phase a transformers
+            Trainer saves its own checkpoints in its own `output_dir`, which must differ from phase to phase.
+        resume: go on from `checkpoint` and the newest complete checkpoint of the trainer.
+        watch: called with (phase, delta so far) after each phase of training.
+        progress: an object with begin, step, end (see `callback.Progress`).
+        options: the method's own, see ``methods()``; for lt-sft: rounds, l1, per_tensor.
+
+    Raises:
+        BadPlan: an impossible request, a diverged training, or more weights asked for than moved.
+    """
+    row = row_of(method)
+    settled = settle(row, options)
+    k = budget(row, count(model, head), density, k)
+    phases = row.plan(settled.get("rounds", 1))
+    left_out = [*exclude, *(norm_names(model) if row.skip_norms else [])]
+    freeze = base_parameters(model).keys() - maskable(model, head, left_out).keys()
+    about = {"method": row.name, "seed": seed, "options": settled, "exclude": list(exclude)}
+    store = Path(checkpoint) / "progress.safetensors" if checkpoint else None
+    state = _begin(store if resume else None, {**about, "k": k})
+    result, moved = state, None
+    for at, phase in enumerate(phases):
+        if at < state.about["next"]:
+            continue
+        if isinstance(phase, Choose):
+            if phase.rule == "change":
+                assert moved is not None and k is not None
+                share = _share(k, phases, at)
+                chosen = change(_differences(moved, state), share, without=state.support,
+                                per_tensor=settled["per_tensor"])  # fmt: skip
+            else:
+                with beneath(model, on):
+                    chosen = choose(model, phase.rule, k, data=data, loss=loss, head=head, exclude=left_out, seed=seed,
+                                    options=settled)  # fmt: skip
+            state = _widen(model, state, chosen, at + 1)
+            if store:
+                state.save(store, force=True)
+            continue
+        dense = phase.tunable == "dense"
+        tuned = Tuned(model, None if dense else state.support, on=_under(on, state) if dense else on, start=state,
+                      head=head, freeze=freeze, about=about)  # fmt: skip
+        try:
+            _train(trainer, tuned, phase, settled.get("l1", 0.0), resume, progress)
+            result = tuned.delta("fp32")
+        finally:
+            tuned.detach()
+        if watch:
+            watch(phase, result)
+        if dense:
+            moved = result  # the next choice reads it; values and head go back to where this phase began
+        else:
+            state = replace(result, about={**state.about, "next": at + 1})
+            if store:
+                state.save(store, force=True)
+    return replace(result, about={**about, "m": result.m, "k": result.k}).rounded(values)
+
+
+def _begin(store: Path | None, plan: dict[str, Any]) -> Delta:
+    """What the last finished step of an interrupted run left, or nothing yet."""
+    if store is None or not store.exists():
+        return Delta({}, about={"plan": plan, "next": 0})
+    state = load(store)
+    if state.about.get("plan") != plan:
+        raise BadPlan(f"{store} belongs to another run ({state.about.get('plan')}); resume with that run's settings, or start anew")
+    return state
+
+
+def _share(k: int, phases: list[Phase], at: int) -> int:
+    """How many entries this choice adds: k over the rounds, evenly, exactly k in the end."""
+    rounds = sum(isinstance(phase, Choose) for phase in phases)
+    earlier = sum(isinstance(phase, Choose) for phase in phases[:at])
+    return k * (earlier + 1) // rounds - k * earlier // rounds
+
+
+def _under(on: Delta | None, state: Delta) -> Delta:
+    return replace(state if on is None else replace(on, head={}) + state, head={})
+
+
+def _differences(moved: Delta, state: Delta) -> dict[str, Tensor]:
+    """θ1 − θ0 of each parameter: what the dense phase did on top of where its round began."""
+    whole = replace(moved, head={}) + replace(state, head={})
+    found = {}
+    for name, terms in whole.coalesce().terms.items():
+        (_, patch), = terms
+        assert isinstance(patch, Dense)
+        found[name] = patch.values
+    return found
+
+
+def _widen(model: nn.Module, state: Delta, chosen: Support, following: int) -> Delta:
+    """The state with more entries, which start at 0."""
+    parameters = base_parameters(model)
+    zeros = {n: Sparse(tuple(parameters[n].shape), i, torch.zeros(i.numel())) for n, i in chosen.items()}
+    wider = Delta.of(zeros) + state if state.terms else Delta.of(zeros)
+    return replace(wider.coalesce(), base=state.base, head=state.head, about={**state.about, "next": following})
+
+
+def _train(trainer: Factory, tuned: Tuned, phase: Fit, l1: float, resume: bool, progress: Any) -> None:
+    built = trainer(tuned.model, phase) if _takes_phase(trainer) else trainer(tuned.model)
+    sealed = None
+    if hasattr(built, "add_callback") and hasattr(built, "args"):
+        from gossamer.train.callback import PhaseCallback  # transformers is imported only where its Trainer is used
+
+        built.add_callback(PhaseCallback(tuned, phase, l1=l1, progress=progress))
+        sealed = latest(Path(built.args.output_dir)) if resume else None
+    elif l1:
+        raise BadPlan(f"l1={l1} needs a transformers Trainer; in a loop of your own, use tune() and tuned.l1(optimizer, λ)")
+    built.train(resume_from_checkpoint=str(sealed)) if sealed else built.train()
+
+
+def _takes_phase(trainer: Factory) -> bool:
+    kinds = [p.kind for p in inspect.signature(trainer).parameters.values()]
+    return inspect.Parameter.VAR_POSITIONAL in kinds or sum(
+        kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds
+    ) > 1

@@ -1,0 +1,58 @@
+"""Dense leaves: every weight of the base trains in place, over a kept copy of the base (full fine-tuning)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from gossamer.delta.apply import Stack
+from gossamer.delta.patch import Dense
+
+
+class DenseLeaves:
+    """The base's own parameters as leaves. The optimizer writes them; the stack keeps the base and restores it."""
+
+    def __init__(self, model: nn.Module, stack: Stack, names: list[str]) -> None:
+        self.model, self.stack = model, stack
+        self.leaves = {name: stack.parameters[name] for name in names}
+        # a layer of zeros makes the stack keep the whole base; the zero is one number, expanded
+        zero = {name: p.new_zeros(()).expand(p.shape) for name, p in self.leaves.items()}
+        self.layer = {name: ((1.0, Dense(values)),) for name, values in zero.items()}
+        stack.push(self.layer)
+        for leaf in self.leaves.values():
+            leaf.requires_grad_(True)
+        self._away: dict[str, Tensor] = {}
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        return iter(self.leaves.values())
+
+    def values(self, name: str) -> Tensor:
+        """δ of a parameter: what it holds less base and layers, in its shape; float32 (float64 for a float64 base)."""
+        leaf = self.leaves[name]
+        change = leaf.detach().double() - self.stack.beneath(name).view(leaf.shape)
+        return change.to(torch.promote_types(leaf.dtype, torch.float32))
+
+    def write(self) -> None:
+        """Nothing to do: the leaves are the weights."""
+
+    def suspend(self) -> None:
+        """Puts what lies beneath in the leaves' place for a while."""
+        self._away = {name: leaf.detach().clone() for name, leaf in self.leaves.items()}
+        self.stack.refresh(self.leaves)
+
+    def wake(self) -> None:
+        with torch.no_grad():
+            for name, values in self._away.items():
+                self.leaves[name].copy_(values)
+        self._away = {}
+
+    def add_l1_gradient(self, strength: float) -> None:
+        """Adds strength · sign(δ) to the gradients of the leaves."""
+        for name, leaf in self.leaves.items():
+            if leaf.grad is not None:
+                leaf.grad.add_(self.values(name).sign().to(leaf.dtype), alpha=strength)
+
+    def detach(self) -> None:
+        self.stack.pop(self.layer)

@@ -1,0 +1,193 @@
+"""Tuned: a frozen model with something trainable attached, for as long as one phase of training lasts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer
+
+from gossamer.delta.apply import Stack
+from gossamer.delta.base import base_parameters, check, matches, outer_parameters
+from gossamer.delta.delta import Delta
+from gossamer.delta.patch import Dense, Patch, Sparse
+from gossamer.delta.support import Support
+from gossamer.errors import BadPlan, Clash
+from gossamer.tunable.dense import DenseLeaves
+from gossamer.tunable.sparse import SparseLeaves
+
+
+class Tuned:
+    """Attaches to a frozen model, owns the trainable leaves, gives back a Delta, detaches bit for bit.
+
+    Args:
+        model: any model; its backbone is frozen, its task head (what lies outside the backbone) is trained.
+        support: entries to train; None trains every weight (full fine-tuning).
+        on: a delta applied underneath, frozen (for example a language, below a task).
+        start: values (and a head) to start from; entries that it lacks start at 0.
+        head: True trains everything outside the backbone, except a language-model output; False nothing; or name
+            patterns of the parameters that make up the head, inside or outside the backbone.
+        freeze: name patterns (relative to the backbone) that a dense tuning leaves alone.
+        about: provenance to write into the delta.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        support: Support | None,
+        *,
+        on: Delta | None = None,
+        start: Delta | None = None,
+        head: bool | Iterable[str] = True,
+        freeze: Iterable[str] = (),
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        stack = Stack.over(model)
+        if stack.layers:
+            raise Clash("this model already carries deltas or a tuning; leave that `with` first, or pass deltas as on=")
+        self.model, self.stack, self.about = model, stack, dict(about or {})
+        self.head = head_parameters(model, head)
+        self.identity = {n: r for n, r in stack.identity().items() if id(stack.parameters[n]) not in _ids(self.head)}
+        self._on = dict(on.terms) if on else {}
+        if on:
+            check(on.base, self.identity, on.terms)
+        self._mode = model.training
+        self._before = {id(p): (p, p.requires_grad) for p in model.parameters()}
+        self._head_start = {name: p.detach().clone() for name, p in self.head.items()}
+        stack.push(self._on)
+        for parameter, _ in self._before.values():
+            parameter.requires_grad_(False)
+        for name, parameter in self.head.items():
+            parameter.requires_grad_(True)
+            if start and name in start.head:
+                with torch.no_grad():
+                    parameter.copy_(start.head[name])
+        try:
+            self.leaves = self._attach(support, start, list(freeze))
+        except BaseException:
+            self._release()
+            raise
+        self.open = True
+
+    def _attach(self, support: Support | None, start: Delta | None, freeze: list[str]) -> SparseLeaves | DenseLeaves:
+        if support is None:
+            names = [name for name in self.identity if not matches(name, freeze)]
+            return DenseLeaves(self.model, self.stack, names)
+        unknown = [name for name in support if name not in self.identity]
+        if unknown:
+            raise BadPlan(f"the support names {unknown[0]!r}, which this model's backbone lacks")
+        values = {name: _values_at(start, name, indices) for name, indices in support.items()} if start else {}
+        return SparseLeaves(self.model, self.stack, support, values)
+
+    @property
+    def m(self) -> int:
+        """Number of weights of the backbone, whatever is excluded from training; head not counted."""
+        return sum(self.stack.parameters[name].numel() for name in self.identity)
+
+    @property
+    def k(self) -> int:
+        """Number of trained weights of the backbone; head not counted."""
+        return sum(leaf.numel() for leaf in self.leaves.parameters())
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """What to give to an optimizer: the leaves, then the head's parameters."""
+        yield from self.leaves.parameters()
+        yield from self.head.values()
+
+    def delta(self, values: str = "bf16") -> Delta:
+        """The fine-tuning so far, as a value of its own; training may go on.
+
+        Args:
+            values: "bf16" rounds the change to bfloat16, the default of files; "fp32" keeps it. To score what the file
+                will hold, evaluate under ``applied(model, delta)``.
+        """
+        self._check_open()
+        patches = {name: self._patch(name) for name in self.leaves.leaves}
+        head = {name: p.detach().cpu().clone() for name, p in self.head.items()}
+        if not all(bool(tensor.isfinite().all()) for tensor in head.values()):
+            raise BadPlan("training diverged: the head holds NaN or infinite values; lower the learning rate")
+        about = {**self.about, "m": self.m, "k": self.k}
+        return Delta.of(patches, base=self.identity, head=head, about=about).rounded(values)
+
+    def _patch(self, name: str) -> Patch:
+        change = self.leaves.values(name).cpu()
+        if not bool(change.isfinite().all()):
+            raise BadPlan(f"training diverged: {name!r} holds NaN or infinite values; lower the learning rate")
+        if isinstance(self.leaves, DenseLeaves):
+            return Dense(change)
+        return Sparse(tuple(self.stack.parameters[name].shape), self.leaves.support[name], change.clone())
+
+    @contextmanager
+    def disabled(self) -> Iterator[nn.Module]:
+        """The frozen base (with what it is tuned `on`) inside a `with`, for example as the reference of DPO."""
+        self._check_open()
+        self.leaves.suspend()
+        try:
+            yield self.model
+        finally:
+            self.leaves.wake()
+
+    def l1(self, optimizer: Optimizer, strength: float) -> Any:
+        """Adds the L1 penalty strength · Σ|δ| / m: its gradient, once before each optimizer step, after clipping.
+
+        (Ansell et al. 2022. Not proximal; sign 0 = 0; unscaled by accumulation.) Returns the hook's handle.
+        """
+        if strength < 0:
+            raise BadPlan(f"l1={strength}: a penalty is not negative")
+        return optimizer.register_step_pre_hook(lambda *_: self.leaves.add_l1_gradient(strength / self.m))
+
+    def detach(self) -> None:
+        """Takes everything off: base, head and `requires_grad` are as they were, bit for bit."""
+        if self.open:
+            self.leaves.detach()
+            self._release()
+            self.open = False
+
+    def _release(self) -> None:
+        self.stack.pop(self._on)
+        with torch.no_grad():
+            for name, values in self._head_start.items():
+                self.head[name].copy_(values)
+        for parameter, wanted in self._before.values():
+            parameter.requires_grad_(wanted)
+            parameter.grad = None
+        self.model.train(self._mode)
+
+    def _check_open(self) -> None:
+        if not self.open:
+            raise BadPlan("this tuning is over: the base was restored on exit; call delta() inside the `with`")
+
+
+def head_parameters(model: nn.Module, head: bool | Iterable[str]) -> dict[str, nn.Parameter]:
+    """Full name → parameter of the task head, see `Tuned`."""
+    if head is False:
+        return {}
+    if head is True:
+        output = getattr(model, "get_output_embeddings", lambda: None)()  # a language model's output is pretrained
+        return {} if output is not None else outer_parameters(model)
+    patterns = [head] if isinstance(head, str) else list(head)
+    found = {name: p for name, p in model.named_parameters() if matches(name, patterns)}
+    if not found:
+        raise BadPlan(f"head={patterns} matches no parameter; the model has {', '.join(list(outer_parameters(model))[:6])}")
+    tied = _ids(found) & _ids(base_parameters(model, head=patterns))
+    if tied:
+        raise BadPlan(f"head={patterns} is tied to a weight of the backbone and cannot be trained apart from it")
+    return found
+
+
+def _ids(parameters: Mapping[str, nn.Parameter]) -> set[int]:
+    return {id(parameter) for parameter in parameters.values()}
+
+
+def _values_at(start: Delta, name: str, indices: Tensor) -> Tensor:
+    """The values of a sparse delta at some entries of a parameter, 0 where it has none."""
+    values = torch.zeros(indices.numel(), dtype=torch.float64)
+    for coefficient, patch in start.terms.get(name, ()):
+        if not isinstance(patch, Sparse):
+            raise BadPlan(f"cannot start from {name!r}: only sparse deltas can be trained further at chosen entries")
+        inside = torch.isin(indices, patch.indices)
+        values[inside] += coefficient * patch.values[torch.isin(patch.indices, indices)].double()
+    return values
