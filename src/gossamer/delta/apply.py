@@ -1,9 +1,9 @@
 """The only writer of weights: an ordered stack of layers over one frozen base.
 
-A touched entry always holds ``round(base + Σ layers)``, summed in float64 and rounded once. The base's own bits of every
-touched entry are kept; taking the last layer off writes them back, so nothing is ever subtracted. Writes are in place
-and bump PyTorch's version counters, so changing a weight between a forward and its backward is an error of autograd,
-never a silent mistake.
+A touched entry always holds ``round(base + Σ layers)``, summed in float64 and rounded once. The base's own bits of
+every touched entry are kept; taking the last layer off writes them back, so nothing is ever subtracted. Writes are in
+place and bump PyTorch's version counters, so changing a weight between a forward and its backward is an error of
+autograd, never a silent mistake.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from gossamer.delta.base import Record, backbone, base_parameters, check, record, still
+from gossamer.delta.base import Record, backbone, base_parameters, check, record, state, still
 from gossamer.delta.delta import Delta
 from gossamer.delta.patch import Patch, Sparse, Terms, round_once, union
 from gossamer.errors import BaseMismatch, Clash
@@ -55,7 +55,7 @@ def apply(model: nn.Module, delta: Delta, *, head: bool = True) -> Applied:
         for name, parameter in kept.items():
             parameter.copy_(delta.head[name])
     if kept:
-        stack.heads.append(handle)
+        stack.heads.append(handle.layer)
     return handle
 
 
@@ -83,7 +83,7 @@ class Applied:
         if self.stack is None:
             return
         if self.head:
-            if self.stack.heads[-1] is not self:
+            if self.stack.heads[-1] is not self.layer:
                 raise Clash("another delta with a head was applied after this one; restore that one first")
             self.stack.heads.pop()
             outer = dict(self.model.named_parameters())
@@ -102,15 +102,20 @@ class Site:
     where: Tensor | None  # [j] int64, sorted, unique
     kept: Tensor  # [j] in the parameter's dtype
     known: Record  # the base's record, so that no digest is computed anew
+    written: tuple[object, ...] | None  # the parameter's state after our last write; None once others changed it
     slots: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # id(indices) → (indices, places in `where`)
 
-    def total(self, terms: Iterable[tuple[float, Patch]]) -> Tensor:
-        """base + Σ coefficient · patch at the kept entries, float64."""
+    def follow(self) -> None:
+        """Goes after a model that was moved to another device while layers are on it."""
         device = self.parameter.device
         if self.kept.device != device:
             self.kept, self.where = self.kept.to(device), None if self.where is None else self.where.to(device)
             self.slots.clear()
-        total = self.kept.double()
+
+    def total(self, terms: Iterable[tuple[float, Patch]]) -> Tensor:
+        """base + Σ coefficient · patch at the kept entries, float64."""
+        self.follow()
+        total = self.kept.to(torch.float64, copy=True)  # a float64 base too stays as it is
         for coefficient, patch in terms:
             if isinstance(patch, Sparse) and patch.indices is self.where:
                 total.add_(patch.values.detach(), alpha=coefficient)
@@ -127,6 +132,9 @@ class Site:
         return self.slots[id(indices)][1]
 
     def write(self, values: Tensor) -> None:
+        values = values.to(self.parameter)  # a model may be cast (`.half()`) while layers are on it
+        ours = self.written and (self.where is None or self.written == state(self.parameter))
+        cast = not self.kept.dtype == self.parameter.dtype == getattr(torch, self.known.dtype)
         with torch.no_grad():
             if self.where is None:
                 self.parameter.copy_(values.view(self.parameter.shape))
@@ -134,6 +142,12 @@ class Site:
                 self.parameter.view(-1).index_copy_(0, self.where, values)
             else:
                 self.parameter[torch.unravel_index(self.where, self.parameter.shape)] = values
+        self.written = state(self.parameter) if ours and not cast else None
+
+    def restore(self) -> None:
+        """Writes the base's own values back."""
+        self.follow()
+        self.write(self.kept)
 
     def read(self, where: Tensor | None) -> Tensor:
         flat = self.parameter.detach().reshape(-1)
@@ -145,9 +159,9 @@ class Stack:
 
     def __init__(self, model: nn.Module) -> None:
         self.layers: list[Layer] = []
-        self.heads: list[Applied] = []
+        self.heads: list[Layer] = []  # those of the layers that came with a head
         self.sites: dict[str, Site] = {}
-        self.parameters = base_parameters(backbone(model))
+        self.parameters = base_parameters(model)
 
     @staticmethod
     def over(model: nn.Module) -> Stack:
@@ -198,10 +212,14 @@ class Stack:
     def _fits(self, layer: Layer) -> None:
         for name, terms in layer.items():
             if name not in self.parameters:
-                raise BaseMismatch(f"the delta changes {name!r}, which this model lacks; load the base it was trained on")
+                raise BaseMismatch(
+                    f"the delta changes {name!r}, which this model lacks; load the base it was trained on"
+                )
             given, expected = terms[0][1].shape, tuple(self.parameters[name].shape)
             if given != expected:
-                raise BaseMismatch(f"wrong base: {name!r} has shape {list(expected)} where the delta expects {list(given)}")
+                raise BaseMismatch(
+                    f"wrong base: {name!r} has shape {list(expected)} where the delta expects {list(given)}"
+                )
 
     def _extend(self, name: str, where: Tensor | None) -> None:
         parameter = self.parameters[name]
@@ -209,26 +227,28 @@ class Stack:
         if site is None:
             known = record(parameter)
             here = None if where is None else where.to(parameter.device)
-            site = Site(parameter, here, parameter.new_empty(0), known)
+            site = Site(parameter, here, parameter.new_empty(0), known, state(parameter))
             site.kept = site.read(here)
             self.sites[name] = site
             return
+        site.follow()
         if site.where is None:
             return
         wider = None if where is None else torch.unique(torch.cat([site.where, where.to(site.where.device)]))
         kept = site.read(wider)  # entries that were not kept yet still hold the base
-        kept[site.where if wider is None else torch.searchsorted(wider, site.where)] = site.kept
+        kept[site.where if wider is None else torch.searchsorted(wider, site.where)] = site.kept.to(kept)
         site.where, site.kept = wider, kept
         site.slots.clear()
 
     def _shrink(self, names: list[str]) -> None:
         for name in names:
             site = self.sites[name]
-            site.write(site.kept)
+            site.restore()
             rest = self._terms(name)
             if not rest:
                 del self.sites[name]
-                still(site.parameter, site.known)
+                if site.written:
+                    still(site.parameter, site.known)
                 continue
             where = union(rest)
             site.where = None if where is None else where.to(site.parameter.device)
@@ -250,4 +270,3 @@ def _fit_head(model: nn.Module, head: Mapping[str, Tensor]) -> dict[str, nn.Para
                 "delta; build the model with the delta's number of labels, or pass head=False"
             )
     return {name: here[name] for name in head}
-

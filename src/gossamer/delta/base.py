@@ -15,14 +15,15 @@ from fnmatch import fnmatch
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from gossamer.delta.patch import fingerprint
 from gossamer.errors import BaseMismatch
 
 LEAVES = "gossamer"  # the submodule under which a tunable registers its leaves; never part of a base
-_NARROW = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-_cache = WeakTensorKeyDictionary()  # parameter → (data pointer, version, record)
+_NARROWER = {"float32": ("bfloat16", "float16"), "float64": ("float32", "bfloat16", "float16")}
+_cache = WeakTensorKeyDictionary()  # parameter → (state, record)
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,7 @@ def outer_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Full name → parameter of everything outside the backbone: task heads and the like, tied ones left out."""
     inside = {id(p) for p in backbone(model).parameters()}
     return {
-        name: p
-        for name, p in model.named_parameters()
-        if id(p) not in inside and not name.startswith(LEAVES + ".")
+        name: p for name, p in model.named_parameters() if id(p) not in inside and not name.startswith(LEAVES + ".")
     }
 
 
@@ -82,21 +81,30 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
 def record(parameter: Tensor) -> Record:
     """The record of a parameter's present values; computed once and cached until the values change."""
     cached = _cache.get(parameter)
-    if cached and cached[:2] == (parameter.data_ptr(), parameter._version):
-        return cached[2]
+    if cached and cached[0] == state(parameter):
+        return cached[1]
     dtype = str(parameter.dtype).removeprefix("torch.")
     values = parameter.detach()
-    digests = {dtype: fingerprint(values)[:32]}
-    if dtype in ("float32", "float64"):
-        digests |= {name: fingerprint(values.to(narrow))[:32] for name, narrow in _NARROW.items()}
+    digests = {name: fingerprint(values.to(getattr(torch, name)))[:32] for name in (dtype, *_NARROWER.get(dtype, ()))}
     made = Record(tuple(parameter.shape), dtype, digests)
-    _cache[parameter] = (parameter.data_ptr(), parameter._version, made)
+    still(parameter, made)
     return made
 
 
 def still(parameter: Tensor, known: Record) -> None:
     """Says that a parameter holds the values of a known record again, so that no digest need be computed."""
-    _cache[parameter] = (parameter.data_ptr(), parameter._version, known)
+    _cache[parameter] = (state(parameter), known)
+
+
+def state(parameter: Tensor) -> tuple[object, ...]:
+    """Equal at two times only if nobody wrote to a parameter, moved it or cast it in between (except through `.data`).
+
+    The weak reference keeps the address of a freed storage from being used again: `model.half().float()` may put
+    rounded values at the same address, and it does not count as a new version.
+    """
+    storage = StorageWeakRef(parameter.untyped_storage())
+    layout = (parameter.storage_offset(), parameter.shape, parameter.stride(), parameter.dtype)
+    return storage, *layout, parameter._version
 
 
 def identity(model: nn.Module) -> dict[str, Record]:

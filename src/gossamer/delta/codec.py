@@ -33,7 +33,7 @@ def encode(positions: Positions, n: int) -> NDArray[np.uint8]:
 
 
 def decode(code: NDArray[np.uint8], k: int, n: int) -> Positions:
-    """The k positions in [0, n) that `encode` coded. Raises BadFile on anything that it cannot have written."""
+    """The k positions in [0, n), n ≤ 2^62, that `encode` coded. Raises BadFile on anything that is no such code."""
     if k == 0:
         if code.size:
             raise BadFile(f"{code.size} bytes of positions for no values; the file is damaged")
@@ -42,8 +42,8 @@ def decode(code: NDArray[np.uint8], k: int, n: int) -> Positions:
         gaps = _decode(code, k, n)
     except (IndexError, ValueError) as error:
         raise BadFile(f"the coded positions end early or run on; the file is damaged ({error})") from None
-    positions = np.cumsum(gaps + 1) - 1
-    if gaps.min() < 0 or (gaps >= n).any() or positions[-1] >= n or (np.diff(positions) <= 0).any():
+    positions = np.cumsum(gaps + 1) - 1  # each gap is below 2^63, so a sum that leaves int64 is negative
+    if positions.min() < 0 or positions.max() >= n:
         raise BadFile(f"a coded position lies beyond the {n:,} weights of this file's parameters; the file is damaged")
     return positions
 
@@ -130,7 +130,8 @@ def _shape(count: int, m: int) -> tuple[int, int, int, int]:
     while m**digits > 1 << 64:
         digits -= 1
     digits, size = min(  # the word of at most 8 bytes that wastes least
-        ((d, -(-((m**d - 1).bit_length()) // 8)) for d in range(1, digits + 1)), key=lambda shape: (shape[1] / shape[0], shape)
+        ((d, -(-((m**d - 1).bit_length()) // 8)) for d in range(1, digits + 1)),
+        key=lambda shape: (shape[1] / shape[0], shape),
     )
     whole, rest = divmod(count, digits)
     return digits, size, whole, -(-((m**rest - 1).bit_length()) // 8) if rest else 0
@@ -162,4 +163,7 @@ def _unpack(code: NDArray[np.uint8], at: int, count: int, m: int) -> tuple[Posit
     for column in range(digits):
         table[:, column] = words % np.uint64(m)
         words = words // np.uint64(m)
-    return table.reshape(-1)[:count].astype(np.int64), end
+    remainders = table.reshape(-1).astype(np.int64)
+    if words.any() or remainders[count:].any():
+        raise ValueError("padding")
+    return remainders[:count], end

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from os import PathLike
 from typing import Any
 
@@ -44,7 +43,7 @@ class Delta:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        merged = {name: _merge(self.terms[name]) for name in sorted(self.terms)}
+        merged = {name: _merge(name, self.terms[name]) for name in sorted(self.terms)}
         object.__setattr__(self, "terms", {name: terms for name, terms in merged.items() if terms})
 
     @classmethod
@@ -60,7 +59,10 @@ class Delta:
         _same_base(self.base, other.base)
         names = self.terms.keys() | other.terms.keys()
         terms = {name: self.terms.get(name, ()) + other.terms.get(name, ()) for name in names}
-        return Delta(terms, {**self.base, **other.base}, _one_head(self.head, other.head), _parents(self, other))
+        base = {**self.base, **other.base}
+        for name in self.base.keys() & other.base.keys():  # the record that says more, whatever the order
+            base[name] = max(self.base[name], other.base[name], key=lambda known: (len(known.digests), known.dtype))
+        return Delta(terms, base, _one_head(self.head, other.head), _parents(self, other))
 
     def __radd__(self, other: object) -> Delta:
         return self if other == 0 else NotImplemented  # so that sum(deltas) works
@@ -103,7 +105,8 @@ class Delta:
         """The same change with its values rounded to "bf16" or "fp32": the explicit last step of training."""
         if values not in VALUES:
             raise BadPlan(f"values={values!r}; expected one of {', '.join(VALUES)}")
-        terms = {n: tuple((c, to_dtype(p, VALUES[values])) for c, p in terms) for n, terms in self.terms.items()}
+        whole = self.coalesce().terms  # so that a sum is rounded, not its parts
+        terms = {n: tuple((c, to_dtype(p, VALUES[values])) for c, p in terms) for n, terms in whole.items()}
         return replace(self, terms=terms, about={**self.about, "values": values})
 
     def dot(self, other: Delta) -> float:
@@ -155,7 +158,17 @@ class Delta:
         return f"Delta({self.about.get('method', 'composed')}, k={self.k:,} of {self.m:,}, head={head:,})"
 
 
-def _merge(terms: Terms) -> Terms:
+def _merge(name: str, terms: Terms) -> Terms:
+    """Equal patches once, with the exact sum of their coefficients, in an order that does not depend on the writing."""
+    shapes = {patch.shape for _, patch in terms}
+    if len(shapes) > 1:
+        raise BaseMismatch(
+            f"{name!r} has shapes {' and '.join(map(str, shapes))} in these deltas; add only deltas of one base"
+        )
+    if not all(math.isfinite(coefficient) for coefficient, _ in terms):
+        raise NotLinear(
+            f"a coefficient of {name!r} is not a finite number: {[coefficient for coefficient, _ in terms]}"
+        )
     if len(terms) == 1:
         return terms if terms[0][0] != 0.0 else ()
     by_key: dict[str, tuple[list[float], Patch]] = {}
@@ -224,9 +237,15 @@ def _scaled(about: Mapping[str, Any], coefficient: float) -> Mapping[str, Any]:
 
 
 def _parents(a: Delta, b: Delta) -> Mapping[str, Any]:
-    parts = _parts(a.about) + _parts(b.about)
-    return {**reduce(lambda known, d: known or _task(d.about), (d for d in (a, b) if d.head), {}), "method": "composed",
-            "parts": [list(part) for part in parts]}  # fmt: skip
+    """A sum's provenance: all parts, the base, and the task of whoever brings the head (if no one, the common task)."""
+    heads = [d.about for d in (a, b) if d.head][:1]
+    tasks = [about["task"] for about in heads or (a.about, b.about) if "task" in about]
+    known = {**_task(b.about), **_task(a.about)}
+    if tasks and tasks[0] == tasks[-1]:
+        known["task"] = tasks[0]
+    else:
+        known.pop("task", None)
+    return {**known, "method": "composed", "parts": [list(part) for part in _parts(a.about) + _parts(b.about)]}
 
 
 def _parts(about: Mapping[str, Any]) -> list[tuple[float, Any]]:

@@ -9,11 +9,14 @@ import hashlib
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gossamer.errors import BadPlan
+
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 def fingerprint(*tensors: Tensor) -> str:
@@ -21,17 +24,25 @@ def fingerprint(*tensors: Tensor) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+        digest.update(raw(tensor))
     return digest.hexdigest()
 
 
+def raw(tensor: Tensor) -> memoryview:
+    """The exact bytes of a tensor on any device, row-major; not copied where they lie so already."""
+    if not tensor.numel():
+        return memoryview(b"")  # an empty tensor may have any strides, with which it cannot be seen as bytes
+    array: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(array)
+
+
 def round_once(exact: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rounds float64 to `dtype` with a single rounding, to nearest even.
+    """Rounds to `dtype` with a single rounding, to nearest even.
 
     PyTorch converts float64 to 16 bits by way of float32, which rounds twice. Rounding to *odd* in the middle
     makes the second rounding see on which side of a tie the exact value lies (Boldo and Melquiond 2008).
     """
-    if dtype not in (torch.bfloat16, torch.float16):
+    if exact.dtype != torch.float64 or dtype not in (torch.bfloat16, torch.float16):
         return exact.to(dtype)
     middle = exact.float()
     back = middle.double()
@@ -55,6 +66,13 @@ class Sparse:
                 f"a sparse patch needs int64 indices and values, both [k]; got {self.indices.dtype} "
                 f"{tuple(self.indices.shape)} and {tuple(self.values.shape)}"
             )
+        _check_dtype(self.values)
+        ends = self.indices[[0, -1]].tolist() if self.count else [0, -1]
+        if ends[0] < 0 or ends[1] >= math.prod(self.shape) or not bool((self.indices.diff() > 0).all()):
+            raise BadPlan(
+                f"a sparse patch of shape {list(self.shape)} needs sorted, unique indices from 0 to "
+                f"{math.prod(self.shape) - 1:,}; got {self.count:,} from {ends[0]:,} to {ends[1]:,}"
+            )
 
     @cached_property
     def key(self) -> str:
@@ -69,13 +87,9 @@ class Sparse:
         return self.indices.numel()
 
     def add_to(self, total: Tensor, coefficient: float, slots: Tensor | None = None) -> None:
-        """Adds coefficient × patch to a flat float64 tensor; `slots` says where the entries lie in it."""
-        values = self.values.detach().to(total.device)
-        if slots is None and total.numel() == self.count and self.count != math.prod(self.shape):
-            total.add_(values, alpha=coefficient)
-            return
+        """Adds coefficient × patch to a flat float64 tensor: of all entries, or of those that `slots` places."""
         where = self.indices.to(total.device) if slots is None else slots
-        total[where] += values.double() * coefficient
+        total[where] += self.values.detach().to(total.device).double() * coefficient
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sparse) and self.key == other.key
@@ -88,6 +102,9 @@ class Dense:
     """Every entry of one parameter changes by the entry of `values` at its place."""
 
     values: Tensor  # the parameter's shape
+
+    def __post_init__(self) -> None:
+        _check_dtype(self.values)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -128,6 +145,7 @@ class LowRank:
                 f"a low-rank patch needs left [rows, r] and right [r, columns]; got {tuple(self.left.shape)} "
                 f"and {tuple(self.right.shape)}"
             )
+        _check_dtype(self.left, self.right)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -156,6 +174,12 @@ class LowRank:
     __hash__ = None  # type: ignore[assignment]
 
 
+def _check_dtype(*tensors: Tensor) -> None:
+    for tensor in tensors:
+        if tensor.dtype not in _DTYPES:
+            raise BadPlan(f"the values of a patch are {', '.join(map(str, _DTYPES))}; got {tensor.dtype}")
+
+
 Patch = Sparse | Dense | LowRank
 Terms = tuple[tuple[float, Patch], ...]  # of one parameter: Σ coefficient · patch
 
@@ -163,10 +187,10 @@ Terms = tuple[tuple[float, Patch], ...]  # of one parameter: Σ coefficient · p
 def to_dtype(patch: Patch, dtype: torch.dtype) -> Patch:
     """The same patch with its values rounded to a dtype."""
     if isinstance(patch, Sparse):
-        return Sparse(patch.shape, patch.indices, patch.values.to(dtype))
+        return Sparse(patch.shape, patch.indices, round_once(patch.values, dtype))
     if isinstance(patch, Dense):
-        return Dense(patch.values.to(dtype))
-    return LowRank(patch.left.to(dtype), patch.right.to(dtype))
+        return Dense(round_once(patch.values, dtype))
+    return LowRank(round_once(patch.left, dtype), round_once(patch.right, dtype))
 
 
 def union(terms: Terms) -> Tensor | None:
@@ -182,8 +206,8 @@ def union(terms: Terms) -> Tensor | None:
 def coalesce(terms: Terms) -> tuple[Patch, ...]:
     """Σ coefficient · patch as at most one patch of each kind: summed in float64, rounded once.
 
-    A single patch with coefficient 1 is returned untouched. Sparse patches sum over the union of their supports,
-    low-rank patches stack their ranks, and a dense patch swallows everything.
+    The only patch of a kind is left untouched if its coefficient is 1. Sparse patches sum over the union of their
+    supports, low-rank patches stack their ranks, and a dense patch swallows everything.
     """
     if len(terms) == 1 and terms[0][0] == 1.0:
         return (terms[0][1],)
@@ -195,7 +219,9 @@ def coalesce(terms: Terms) -> tuple[Patch, ...]:
         return (Dense(total.to(_widest(terms)).reshape(shape)),)
     found: list[Patch] = []
     sparse: Terms = tuple((c, p) for c, p in terms if isinstance(p, Sparse))
-    if sparse:
+    if len(sparse) == 1 and sparse[0][0] == 1.0:
+        found.append(sparse[0][1])
+    elif sparse:
         where = union(sparse)
         assert where is not None
         total = torch.zeros(where.numel(), dtype=torch.float64)
@@ -214,6 +240,6 @@ def coalesce(terms: Terms) -> tuple[Patch, ...]:
 
 
 def _widest(terms: Terms) -> torch.dtype:
-    double = any(tensor.dtype == torch.float64 for _, patch in terms for tensor in vars(patch).values()
-                 if isinstance(tensor, Tensor) and tensor.is_floating_point())
+    fields = (field for _, patch in terms for field in vars(patch).values())
+    double = any(isinstance(field, Tensor) and field.dtype == torch.float64 for field in fields)
     return torch.float64 if double else torch.float32

@@ -1,7 +1,8 @@
 """One delta, one file: safetensors with a JSON description, checksums, near-entropy positions. See docs/format.md.
 
 All sparse patches of one value dtype share one position stream: their parameters, in the listed order, are laid end to
-end, so that a file costs no header a parameter. Nothing is trusted: every tensor is checked before a Delta is made.
+end, so that a file costs no header a parameter; a patch of every entry (a bias vector) needs no positions. Nothing is
+trusted: every tensor is checked before a Delta is made.
 """
 
 from __future__ import annotations
@@ -25,11 +26,10 @@ from torch import Tensor
 from gossamer.delta import codec
 from gossamer.delta.base import Record
 from gossamer.delta.delta import Delta
-from gossamer.delta.patch import Dense, LowRank, Patch, Sparse
+from gossamer.delta.patch import Dense, LowRank, Patch, Sparse, raw
 from gossamer.errors import BadFile, BadPlan, Clash, GossamerError
 
 FORMAT = 1
-_VALUES = {"bfloat16", "float16", "float32", "float64"}
 
 
 def save(delta: Delta, path: str | PathLike[str], *, force: bool = False) -> int:
@@ -37,35 +37,42 @@ def save(delta: Delta, path: str | PathLike[str], *, force: bool = False) -> int
 
     Raises:
         Clash: `path` exists and `force` is off.
-        BadPlan: a value is NaN or infinite.
+        BadPlan: a value is NaN or infinite, or the provenance is not plain JSON.
         GossamerError: the file cannot be written (no space, no permission); nothing is left behind.
     """
     path = Path(path)
-    if path.exists() and not force:
+    if os.path.lexists(path) and not force:
         raise Clash(f"{path} exists; choose another name, or overwrite it with force=True (--force)")
     tensors, description = _pack(delta.coalesce())
-    described = json.dumps(description, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    metadata = {"gossamer": described, "sha256": hashlib.sha256(described.encode()).hexdigest()}
-    _write(path, tensors, metadata)
+    try:
+        described = json.dumps(description, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise BadPlan(f"delta.about must hold plain JSON values, so that it can be saved: {error}") from None
+    # one string, since safetensors writes several in random order, and equal deltas should make equal files
+    metadata = {"gossamer": f"{hashlib.sha256(described.encode()).hexdigest()} {described}"}
+    atomic(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
     return path.stat().st_size
 
 
 def load(path: str | PathLike[str]) -> Delta:
     """Reads a delta. Raises BadFile, naming the tensor, on anything that `save` cannot have written."""
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise BadFile(f"{path} is not a file; a delta is one .safetensors file written by Delta.save")
     try:
         with safe_open(str(path), "pt") as file:
             description = _describe(file.metadata() or {}, path)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            # copies: what safetensors returns is a view of the file, which may change after it was checked
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise BadFile(f"{path} cannot be read as a delta: {error}; it is truncated, damaged or of another kind") from None
+        raise BadFile(f"{path} cannot be read as a delta, being damaged or of another kind: {error}") from None
     _verify(tensors, description.get("tensors"))
     try:
         return _unpack(tensors, description)
-    except (KeyError, TypeError, ValueError, AttributeError, BadPlan) as error:
-        raise BadFile(f"{path} describes itself inconsistently ({type(error).__name__}: {error}); it is damaged") from None
+    except BadFile:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError, GossamerError) as error:
+        raise BadFile(f"{path} contradicts itself ({type(error).__name__}: {error}); it is damaged") from None
 
 
 def atomic(path: Path, write: Any) -> None:
@@ -102,10 +109,6 @@ def _umask() -> int:
     return mask
 
 
-def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    atomic(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
-
-
 def _pack(delta: Delta) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors: dict[str, Tensor] = {f"head.{name}": tensor for name, tensor in delta.head.items()}
     sparse: dict[str, list[tuple[str, Sparse]]] = {}
@@ -118,19 +121,26 @@ def _pack(delta: Delta) -> tuple[dict[str, Tensor], dict[str, Any]]:
             else:
                 tensors[f"lowrank.{name}.left"], tensors[f"lowrank.{name}.right"] = patch.left, patch.right
     for dtype, patches in sparse.items():
-        starts = np.cumsum([0] + [math.prod(patch.shape) for _, patch in patches])
-        flat = [patch.indices.cpu().numpy() + start for (_, patch), start in zip(patches, starts[:-1], strict=True)]
-        positions = codec.encode(np.concatenate(flat), int(starts[-1]))
+        partial = [patch for _, patch in patches if not _is_whole(patch)]
+        starts = np.cumsum([0] + [math.prod(patch.shape) for patch in partial])
+        flat = [patch.indices.cpu().numpy() + start for patch, start in zip(partial, starts[:-1], strict=True)]
+        positions = codec.encode(np.concatenate([np.zeros(0, np.int64), *flat]), int(starts[-1]))
         tensors[f"sparse.{dtype}.positions"] = torch.from_numpy(positions)
         tensors[f"sparse.{dtype}.values"] = torch.cat([patch.values for _, patch in patches])
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        # safetensors refuses tensors that share memory, such as one patch used for two parameters
+        alone = plain.untyped_storage().nbytes() == plain.nbytes and plain.data_ptr() not in seen
+        tensors[name] = plain if alone else plain.clone()
+        seen.add(tensors[name].data_ptr())
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise BadPlan(f"{name!r} holds NaN or infinite values, so it is not saved; training diverged: lower the rate")
+            raise BadPlan(f"{name!r} holds NaN or infinite values, so it is not saved; did training diverge?")
     return tensors, {
         "format": FORMAT,
         "base": [[n, list(r.shape), r.dtype, dict(r.digests)] for n, r in delta.base.items()],
-        "sparse": {dtype: [[n, list(patch.shape)] for n, patch in patches] for dtype, patches in sparse.items()},
+        "sparse": {t: [[n, list(p.shape), _is_whole(p)] for n, p in patches] for t, patches in sparse.items()},
         "tensors": {name: [_dtype(t), list(t.shape), _sha256(t)] for name, t in tensors.items()},
         "about": delta.about,
     }
@@ -139,14 +149,14 @@ def _pack(delta: Delta) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _describe(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
     if "gossamer" not in metadata:
         raise BadFile(f"{path} is a safetensors file but no gossamer delta; make one with `gossamer fit` or `diff`")
-    described = metadata["gossamer"]
+    digest, _, described = metadata["gossamer"].partition(" ")
     description = json.loads(described)
     version = description.get("format") if isinstance(description, dict) else None
-    if isinstance(version, int) and version > FORMAT:
+    if type(version) is int and version > FORMAT:
         raise BadFile(f"{path} has format version {version}; this gossamer reads up to {FORMAT}: upgrade gossamer")
-    if version != FORMAT or metadata.keys() != {"gossamer", "sha256"}:
-        raise BadFile(f"{path} has format version {version!r}, which this gossamer does not know; it is damaged")
-    if hashlib.sha256(described.encode()).hexdigest() != metadata["sha256"]:
+    if type(version) is not int or version != FORMAT:
+        raise BadFile(f"{path} has format version {version!r}, which does not exist; it is damaged")
+    if len(metadata) > 1 or hashlib.sha256(described.encode()).hexdigest() != digest:
         raise BadFile(f"{path}: the description does not match its checksum; the file is damaged")
     return description
 
@@ -158,7 +168,7 @@ def _verify(tensors: Mapping[str, Tensor], listed: Any) -> None:
         if listed[name] != [_dtype(tensor), list(tensor.shape), _sha256(tensor)]:
             raise BadFile(f"tensor {name!r} does not match its checksum, shape or dtype; the file is damaged")
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise BadFile(f"tensor {name!r} holds NaN or infinite values; the file is damaged or was made from a diverged run")
+            raise BadFile(f"tensor {name!r} holds NaN or infinite values, which gossamer never writes")
 
 
 def _unpack(tensors: dict[str, Tensor], description: dict[str, Any]) -> Delta:
@@ -166,9 +176,9 @@ def _unpack(tensors: dict[str, Tensor], description: dict[str, Any]) -> Delta:
     terms: dict[str, list[tuple[float, Patch]]] = {}
     for dtype, listed in description["sparse"].items():
         positions, values = left.pop(f"sparse.{dtype}.positions"), left.pop(f"sparse.{dtype}.values")
-        if dtype not in _VALUES or _dtype(values) != dtype or positions.dtype != torch.uint8 or values.dim() != 1:
-            raise BadFile(f"tensor 'sparse.{dtype}.values' is not a list of {dtype} values; the file is damaged")
-        for name, patch in _split(listed, positions, values):
+        if _dtype(values) != dtype or positions.dtype != torch.uint8 or (values.dim(), positions.dim()) != (1, 1):
+            raise BadFile(f"tensor 'sparse.{dtype}.values' or its positions are of a wrong kind; the file is damaged")
+        for name, patch in _split(dtype, listed, positions, values):
             terms.setdefault(name, []).append((1.0, patch))
     head = {name.removeprefix("head."): left.pop(name) for name in list(left) if name.startswith("head.")}
     for name in [name for name in left if name.startswith("dense.")]:
@@ -179,28 +189,55 @@ def _unpack(tensors: dict[str, Tensor], description: dict[str, Any]) -> Delta:
         terms.setdefault(stem.removeprefix("lowrank."), []).append((1.0, patch))
     if left:
         raise BadFile(f"tensor {min(left)!r} has no place in a delta; the file is damaged")
-    base = {name: Record(tuple(shape), dtype, digests) for name, shape, dtype, digests in description["base"]}
+    base = {name: _record(*fields) for name, *fields in description["base"]}
     for name, found in terms.items():
         if name in base and any(patch.shape != base[name].shape for _, patch in found):
             raise BadFile(f"the patch of {name!r} has another shape than the base it names; the file is damaged")
-    return Delta({name: tuple(found) for name, found in terms.items()}, base, head, description["about"])
+    about = description["about"]
+    if not all(isinstance(c, int | float) and isinstance(part, dict) for c, part in about.get("parts", [])):
+        raise BadFile("the parts of a composed delta are not pairs of a number and a description; the file is damaged")
+    if not all(isinstance(name, str) for name in (*terms, *base)):
+        raise BadFile("the name of a parameter is not text; the file is damaged")
+    return Delta({name: tuple(found) for name, found in terms.items()}, base, head, about)
 
 
-def _split(listed: list[Any], positions: Tensor, values: Tensor) -> list[tuple[str, Sparse]]:
-    shapes = [tuple(shape) for _, shape in listed]
-    if any(not isinstance(size, int) or size < 0 for shape in shapes for size in shape):
-        raise BadFile("a sparse patch has an impossible shape; the file is damaged")
+def _record(shape: Any, dtype: Any, digests: Any) -> Record:
+    if not isinstance(digests[dtype], str) or not all(isinstance(digest, str) for digest in digests.values()):
+        raise BadFile("the digests of the base are not text; the file is damaged")
+    return Record(_shape(shape), dtype, digests)
+
+
+def _shape(listed: Any) -> tuple[int, ...]:
+    if not isinstance(listed, list) or not all(type(size) is int and size >= 0 for size in listed):
+        raise BadFile(f"{listed!r} is not the shape of a tensor; the file is damaged")
+    return tuple(listed)
+
+
+def _split(dtype: str, listed: list[Any], positions: Tensor, values: Tensor) -> list[tuple[str, Sparse]]:
+    shapes = [_shape(shape) for _, shape, _ in listed]
     sizes = [math.prod(shape) for shape in shapes]
-    if sum(sizes) >= 1 << 62 or len({name for name, _ in listed}) < len(listed):
+    whole = [everything for _, _, everything in listed]
+    if not all(type(everything) is bool for everything in whole):
+        raise BadFile("a sparse patch is marked as neither whole nor partial; the file is damaged")
+    few = values.numel() - sum(size for size, everything in zip(sizes, whole, strict=True) if everything)
+    if sum(sizes) >= 1 << 62 or few < 0 or len({name for name, _, _ in listed}) < len(listed):
         raise BadFile("the sparse patches are too large or named twice; the file is damaged")
-    starts = np.cumsum([0, *sizes]).astype(np.int64)
-    decoded = codec.decode(positions.numpy(), values.numel(), int(starts[-1]))
-    bounds = np.searchsorted(decoded, starts)
-    found = []
-    for (name, _), shape, start, a, b in zip(listed, shapes, starts, bounds, bounds[1:], strict=False):
-        # copies, so that a parameter's patch does not keep the whole file in memory
-        found.append((name, Sparse(shape, torch.from_numpy(decoded[a:b] - start), values[a:b].clone())))
+    starts = np.cumsum([0] + [0 if everything else size for size, everything in zip(sizes, whole, strict=True)])
+    try:
+        decoded = codec.decode(positions.numpy(), few, int(starts[-1]))
+    except BadFile as error:
+        raise BadFile(f"tensor 'sparse.{dtype}.positions': {error}") from None
+    bounds, at, found = np.searchsorted(decoded, starts), 0, []
+    for i, (name, _, _) in enumerate(listed):
+        indices = np.arange(sizes[i]) if whole[i] else decoded[bounds[i] : bounds[i + 1]] - starts[i]
+        # a copy, so that a parameter's patch does not keep the whole file in memory
+        found.append((name, Sparse(shapes[i], torch.from_numpy(indices), values[at : at + indices.size].clone())))
+        at += indices.size
     return found
+
+
+def _is_whole(patch: Sparse) -> bool:
+    return patch.count == math.prod(patch.shape)
 
 
 def _dtype(tensor: Tensor) -> str:
@@ -208,4 +245,4 @@ def _dtype(tensor: Tensor) -> str:
 
 
 def _sha256(tensor: Tensor) -> str:
-    return hashlib.sha256(memoryview(tensor.reshape(-1).view(torch.uint8).numpy())).hexdigest()
+    return hashlib.sha256(raw(tensor)).hexdigest()

@@ -26,11 +26,11 @@ def top_k(scores: Scores, k: int, *, per_tensor: bool = False) -> Support:
 
     Args:
         scores: name → tensor of any shape and float dtype, or a callable that returns one (called once a pass, so
-            that scores need not be kept). All must have one dtype.
+            that scores need not be kept). 16-bit ones are compared as float32.
         k: how many entries; `per_tensor` shares them out in proportion to size (largest remainder).
 
     Raises:
-        BadPlan: k < 1, more than there are scores, or a score is NaN.
+        BadPlan: k < 1, more than there are scores, a score is NaN, or float64 is mixed with other dtypes.
 
     >>> top_k({"w": torch.tensor([[3.0, 1.0, 2.0], [2.0, 0.0, 5.0]])}, 3)["w"]
     tensor([0, 2, 5])
@@ -57,7 +57,7 @@ def apportion(sizes: Mapping[str, int], k: int) -> dict[str, int]:
 def check_k(k: int, total: int) -> None:
     """Raises BadPlan unless 1 ≤ k ≤ total."""
     if k < 1:
-        raise BadPlan(f"k = {k}: at least one weight must be chosen (there are {total:,} to choose from); raise the density")
+        raise BadPlan(f"k = {k}: at least one weight of the {total:,} must be chosen; raise k or the density")
     if k > total:
         raise BadPlan(f"k = {k:,} is more than the {total:,} weights that can be chosen; lower k or the density")
 
@@ -67,9 +67,10 @@ def _select(scores: Scores, k: int) -> Support:
     while total is None or shift:
         counts, seen = torch.zeros(1 << 16, dtype=torch.int64), 0
         for _, _, keys in _chunks(scores):
-            if total is None:
-                width = 8 * keys.element_size()
-                shift = shift or width
+            if width not in (0, 8 * keys.element_size()):
+                raise BadPlan("some scores are float64 and some are not; give all of them in one dtype")
+            if not width:
+                width = shift = 8 * keys.element_size()
             seen += keys.numel()
             counts += _histogram(keys, prefix, shift, width)
         if total is None:

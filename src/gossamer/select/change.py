@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gossamer.delta.support import Support
-from gossamer.delta.topk import top_k
+from gossamer.delta.topk import apportion, top_k
 from gossamer.errors import BadPlan
 
 
@@ -18,7 +18,8 @@ def change(
     """The k largest |θ1 − θ0| that are not in `without`; `differences` holds θ1 − θ0 of each parameter.
 
     Raises:
-        BadPlan: fewer than k entries moved, so that the rest of the choice would be arbitrary.
+        BadPlan: fewer than k entries moved (or, `per_tensor`, fewer than a tensor's share), so that the rest of the
+            choice would be arbitrary.
 
     >>> change({"w": torch.tensor([[3.0, -4.0, 1.0], [0.0, 2.0, 5.0]])}, 2)["w"]
     tensor([1, 5])
@@ -31,10 +32,13 @@ def change(
             score[without[name]] = 0.0
         return score
 
-    available = sum(int(torch.count_nonzero(moved(name))) for name in differences)
-    if available < k:
+    available = {name: int(torch.count_nonzero(moved(name))) for name in differences}
+    shares = apportion({name: d.numel() for name, d in differences.items()}, k) if per_tensor else {}
+    lacking = [name for name, share in shares.items() if available[name] < share]
+    if sum(available.values()) < k or lacking:
+        where = f" (too few in {lacking[0]!r} for its share)" if lacking else ""
         raise BadPlan(
-            f"k = {k:,} weights were asked for but only {available:,} moved in the first phase; train it longer or at a "
-            "larger rate, or lower the density"
+            f"k = {k:,} weights were asked for but only {sum(available.values()):,} moved in the first phase{where}; "
+            "train it longer or at a larger rate, or lower the density"
         )
     return top_k({name: (lambda name=name: moved(name)) for name in differences}, k, per_tensor=per_tensor)

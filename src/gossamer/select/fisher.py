@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from gossamer.delta.support import Support
@@ -17,6 +16,7 @@ from gossamer.delta.topk import top_k
 def fisher(squares: Mapping[str, Tensor], k: int, *, per_tensor: bool = False) -> Support:
     """The k largest Σ_b g_b²; `squares` holds that sum for each parameter (see `scoring.accumulate`).
 
+    >>> import torch
     >>> fisher({"w": torch.tensor([[3.0, 4.0, 1.0], [0.0, 2.0, 5.0]])}, 2)["w"]
     tensor([1, 5])
     """

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from gossamer.delta.support import Support
 from gossamer.delta.topk import top_k
 
 
-def magnitude(
-    parameters: Mapping[str, Tensor], k: int, *, smallest: bool = False, per_tensor: bool = False
-) -> Support:
+def magnitude(parameters: Mapping[str, Tensor], k: int, *, smallest: bool = False, per_tensor: bool = False) -> Support:
     """The k entries with the largest |θ0|; `smallest` takes the other end.
 
+    >>> import torch
     >>> magnitude({"w": torch.tensor([[3.0, -4.0, 1.0], [0.0, 2.0, 5.0]])}, 2)["w"]
     tensor([1, 5])
     """
     sign = -1.0 if smallest else 1.0
-    scores = {n: (lambda p=p: sign * p.detach().float().abs()) for n, p in parameters.items()}
+    scores = {n: (lambda p=p: sign * p.detach().abs()) for n, p in parameters.items()}
     return top_k(scores, k, per_tensor=per_tensor)

@@ -24,7 +24,9 @@ def model_loss(model: nn.Module, batch: Batch) -> Tensor:
     """The loss that transformers models compute themselves when the batch has labels."""
     loss = getattr(model(**batch), "loss", None)
     if loss is None:
-        raise BadData(f"the model returned no loss for a batch of {sorted(batch)}; add labels, or pass loss=f(model, batch)")
+        raise BadData(
+            f"the model returned no loss for a batch of {sorted(batch)}; add labels or pass loss=f(model, batch)"
+        )
     return loss
 
 
@@ -48,6 +50,8 @@ def accumulate(
         squared: squares of per-example gradients (Fisher) rather than the sum of gradients.
         head: parameters to warm up first, for scoring only, with `warmup` AdamW steps; 0 turns that off.
     """
+    if examples < 1:
+        raise BadPlan(f"examples={examples}: at least one example is needed to score weights")
     device = next(iter(parameters.values())).device
     batches = [_to(batch, device) for batch in _first(data, examples)]
     if not batches:
@@ -61,7 +65,7 @@ def accumulate(
         hooks = [p.requires_grad_(True).register_post_accumulate_grad_hook(_adder(scores[n], squared))
                  for n, p in parameters.items()]  # fmt: skip
         try:
-            for batch in (one for batch in batches for one in (_singles(batch) if squared else [batch])):
+            for batch in (one for several in batches for one in _singles(several)) if squared else batches:
                 value = loss(model, batch) * _length(batch)
                 if not bool(value.isfinite()):
                     raise BadPlan("the loss is NaN or infinite on the scoring data; check the data and the model")
@@ -119,11 +123,11 @@ def _as_it_was(model: nn.Module, head: Mapping[str, nn.Parameter]) -> Iterator[N
 
 def _first(data: Iterable[Batch], examples: int) -> Iterator[Batch]:
     for batch in data:
-        if examples <= 0:
+        batch = _slice(batch, 0, examples)
+        yield batch
+        examples -= _length(batch)
+        if examples == 0:  # without drawing a batch more than is needed
             return
-        size = _length(batch)
-        yield batch if size <= examples else _slice(batch, 0, examples)
-        examples -= size
 
 
 def _length(batch: Batch) -> int:

@@ -77,9 +77,10 @@ class PhaseCallback(TrainerCallback):
 
 
 def _sampler(loader: Any) -> Any:
-    """The sampler that draws from the global generator, however accelerate has wrapped it; else None."""
-    while loader is not None:
-        if getattr(loader, "generator", False) is None and not hasattr(loader, "batch_sampler"):
-            return loader
-        loader = getattr(loader, "batch_sampler", None) or getattr(loader, "sampler", None)
-    return None
+    """The sampler below a data loader, however accelerate has wrapped it, if it draws from a generator.
+
+    None for samplers that seed themselves by the epoch, as accelerate's does (`initial_seed`).
+    """
+    while (below := getattr(loader, "batch_sampler", None) or getattr(loader, "sampler", None)) is not None:
+        loader = below
+    return loader if hasattr(loader, "generator") and not hasattr(loader, "initial_seed") else None

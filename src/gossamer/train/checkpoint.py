@@ -27,5 +27,5 @@ def latest(folder: Path) -> Path | None:
         if (checkpoint / MARKER).is_file():
             found.append(checkpoint)
         else:
-            shutil.rmtree(checkpoint)
+            shutil.rmtree(checkpoint, ignore_errors=True)  # two ranks may meet here
     return max(found, key=lambda checkpoint: int(checkpoint.name.split("-")[-1]), default=None)

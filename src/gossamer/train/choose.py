@@ -24,9 +24,7 @@ Patterns = Iterable[str]
 def maskable(model: nn.Module, head: bool | Patterns, exclude: Patterns) -> dict[str, nn.Parameter]:
     """The weights that may be chosen: the backbone without what belongs to the head and what is excluded."""
     mine = {id(p) for p in head_parameters(model, head).values()}
-    found = {
-        n: p for n, p in base_parameters(model).items() if id(p) not in mine and not matches(n, exclude)
-    }
+    found = {n: p for n, p in base_parameters(model).items() if id(p) not in mine and not matches(n, exclude)}
     if not found:
         raise BadPlan(f"exclude={list(exclude)} leaves no weight to train")
     return found

@@ -130,7 +130,9 @@ def _begin(store: Path | None, plan: dict[str, Any]) -> Delta:
         return Delta({}, about={"plan": plan, "next": 0})
     state = load(store)
     if state.about.get("plan") != plan:
-        raise BadPlan(f"{store} belongs to another run ({state.about.get('plan')}); resume with that run's settings, or start anew")
+        raise BadPlan(
+            f"{store} belongs to another run ({state.about.get('plan')}); resume with that run's settings, or start anew"
+        )
     return state
 
 
@@ -150,7 +152,7 @@ def _differences(moved: Delta, state: Delta) -> dict[str, Tensor]:
     whole = replace(moved, head={}) + replace(state, head={})
     found = {}
     for name, terms in whole.coalesce().terms.items():
-        (_, patch), = terms
+        ((_, patch),) = terms
         assert isinstance(patch, Dense)
         found[name] = patch.values
     return found
@@ -173,12 +175,16 @@ def _train(trainer: Factory, tuned: Tuned, phase: Fit, l1: float, resume: bool, 
         built.add_callback(PhaseCallback(tuned, phase, l1=l1, progress=progress))
         sealed = latest(Path(built.args.output_dir)) if resume else None
     elif l1:
-        raise BadPlan(f"l1={l1} needs a transformers Trainer; in a loop of your own, use tune() and tuned.l1(optimizer, λ)")
+        raise BadPlan(
+            f"l1={l1} needs a transformers Trainer; in a loop of your own, use tune() and tuned.l1(optimizer, λ)"
+        )
     built.train(resume_from_checkpoint=str(sealed)) if sealed else built.train()
 
 
 def _takes_phase(trainer: Factory) -> bool:
     kinds = [p.kind for p in inspect.signature(trainer).parameters.values()]
-    return inspect.Parameter.VAR_POSITIONAL in kinds or sum(
-        kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds
-    ) > 1
+    return (
+        inspect.Parameter.VAR_POSITIONAL in kinds
+        or sum(kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds)
+        > 1
+    )

@@ -35,7 +35,22 @@ class Bridge(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None]:
-        return None, grads[0].reshape(-1).index_select(0, ctx.indices).to(ctx.dtype), None
+        return None, _gather(grads[0], ctx.indices).to(ctx.dtype), None
+
+
+def _gather(grad: Tensor, indices: Tensor) -> Tensor:
+    """The entries of a weight's gradient at sorted flat indices; of an embedding's, only rows of the batch exist."""
+    if not grad.is_sparse:
+        return grad.reshape(-1).index_select(0, indices)
+    grad = grad.coalesce()
+    rows, values = grad.indices()[0], grad.values()  # [r], [r, width]
+    width = values.shape[1]
+    wanted = indices // width
+    slots = torch.searchsorted(rows, wanted).clamp_(max=rows.numel() - 1)
+    here = rows[slots] == wanted
+    found = values.new_zeros(indices.numel())
+    found[here] = values.reshape(-1)[(slots * width + indices % width)[here]]
+    return found
 
 
 class SparseLeaves:
@@ -78,7 +93,7 @@ class SparseLeaves:
         return [hook for module, places in found.items() for hook in self._swap(module, places)]
 
     def _swap(self, module: nn.Module, places: list[tuple[nn.Module, str, str]]) -> list[Any]:
-        swapped: list[tuple[nn.Module, str]] = []
+        undo: list[tuple[nn.Module, str, Any, bool | None]] = []
 
         def enter(module: nn.Module, args: Any) -> None:
             self.write([name for _, _, name in places])
@@ -86,19 +101,23 @@ class SparseLeaves:
                 return
             made: dict[str, Tensor] = {}
             for owner, attribute, name in places:
-                weight = owner._parameters[attribute]
-                if weight is not self.stack.parameters[name]:
-                    continue  # the whole model has swapped it already
                 if name not in made:
+                    weight = self.stack.parameters[name]
                     made[name] = Bridge.apply(weight, self.leaves[name], self.indices(name))  # type: ignore[assignment]
+                # an owner swaps even where the whole model has done so: a backward runs the youngest nodes first, so
+                # that an alias made just before its use frees the dense gradient at once, and one made at the start last
+                sparse = owner.sparse if isinstance(owner, nn.Embedding) else None
+                undo.append((owner, attribute, owner._parameters[attribute], sparse))
                 owner._parameters[attribute] = made[name]  # type: ignore[assignment]
-                swapped.append((owner, attribute))
+                if isinstance(owner, nn.Embedding):
+                    owner.sparse = True  # its gradient is then the rows of the batch, not a copy of the table
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
-            names = {(owner, attribute): name for owner, attribute, name in places}
-            while swapped:
-                owner, attribute = swapped.pop()
-                owner._parameters[attribute] = self.stack.parameters[names[owner, attribute]]
+            while undo:
+                owner, attribute, before, sparse = undo.pop()
+                owner._parameters[attribute] = before
+                if isinstance(owner, nn.Embedding) and sparse is not None:
+                    owner.sparse = sparse
 
         return [
             module.register_forward_pre_hook(enter),

@@ -171,7 +171,9 @@ def head_parameters(model: nn.Module, head: bool | Iterable[str]) -> dict[str, n
     patterns = [head] if isinstance(head, str) else list(head)
     found = {name: p for name, p in model.named_parameters() if matches(name, patterns)}
     if not found:
-        raise BadPlan(f"head={patterns} matches no parameter; the model has {', '.join(list(outer_parameters(model))[:6])}")
+        raise BadPlan(
+            f"head={patterns} matches no parameter; the model has {', '.join(list(outer_parameters(model))[:6])}"
+        )
     tied = _ids(found) & _ids(base_parameters(model, head=patterns))
     if tied:
         raise BadPlan(f"head={patterns} is tied to a weight of the backbone and cannot be trained apart from it")

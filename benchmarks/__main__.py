@@ -1,0 +1,39 @@
+"""python -m benchmarks [names…]: runs the topics, writes their results and prints the table last."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks import apply, file, memory, step, topk
+from benchmarks.common import Figure, setting, table, write
+
+TOPICS = {"step": step, "memory": memory, "file": file, "apply": apply, "topk": topk}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="name", help=f"topics to run (default all): {', '.join(TOPICS)}")
+    parser.add_argument("--out", type=Path, help="folder for results.json and results.md (default docs/benchmarks)")
+    parser.add_argument("--quick", action="store_true", help="few repetitions; writes nothing unless --out is given")
+    given = parser.parse_args()
+    if unknown := [name for name in given.names if name not in TOPICS]:
+        parser.error(f"unknown topic {unknown[0]!r}; expected some of {', '.join(TOPICS)}")
+    out = given.out or (None if given.quick else Path("docs/benchmarks"))
+    warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers, not ours
+    found: dict[str, list[Figure]] = {}
+    for name in given.names or TOPICS:
+        Console(stderr=True).print(f"measuring {name} …", style="dim")
+        found[name] = TOPICS[name].measure(quick=given.quick)
+    if out:
+        write(out, found, {name: TOPICS[name].__doc__ or "" for name in found}, quick=given.quick)
+    console = Console()
+    console.print(table(found))
+    console.print(", ".join(f"{key} {value}" for key, value in setting().items()), style="dim")
+
+
+if __name__ == "__main__":
+    main()

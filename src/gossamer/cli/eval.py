@@ -1,0 +1,48 @@
+"""gossamer eval: the scores of a delta on data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from gossamer.cli.output import console, emit, quiet, scores_table
+
+
+def eval(
+    delta: Path,
+    *,
+    data: str,
+    base: str | None = None,
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Score a delta on labelled data, with the majority baseline beside it.
+
+    Parameters
+    ----------
+    delta
+        A delta's file.
+    data
+        Labelled data, of the kinds that `gossamer fit` reads.
+    base
+        The base, where it is no longer where the delta was trained.
+    json
+        Print the scores as JSON.
+    """
+    quiet()
+    from gossamer.tasks.readers import read
+    from gossamer.train.job import open_delta
+
+    table = read(data)
+    loaded, bench = open_delta(delta, base)
+    examples = bench.task.encode(bench.tokenizer, table)
+    scores, baseline = bench.score(loaded, examples), bench.task.baseline(examples, examples)
+    if json:
+        emit(
+            {"scores": dict(scores), "baseline": dict(baseline), "metric": bench.task.metric, "examples": len(examples)}
+        )
+    else:
+        console.print(
+            scores_table(f"{delta} on {data}, {len(examples):,} examples", scores, baseline, bench.task.metric)
+        )

@@ -1,0 +1,32 @@
+"""Two examples a verb, shown at the end of its help; tests run every one of them."""
+
+EXAMPLES = {
+    "fit": (
+        "gossamer fit --base minilm --train train.csv --eval dev.csv --out mine.safetensors",
+        "gossamer fit --recipe recipe.yaml --seed 1 --out second.safetensors options.rounds=2",
+    ),
+    "eval": (
+        "gossamer eval mine.safetensors --data test.csv",
+        "gossamer eval mine.safetensors --data test.csv --json",
+    ),
+    "predict": (
+        'gossamer predict mine.safetensors --text "A dog runs." --pair "An animal moves."',
+        "gossamer predict mine.safetensors --data test.csv --json",
+    ),
+    "show": (
+        "gossamer show mine.safetensors",
+        "gossamer show mine.safetensors --plot where.png",
+    ),
+    "merge": (
+        "gossamer merge mine.safetensors --out merged",
+        "gossamer merge mine.safetensors --base minilm --out merged --force",
+    ),
+    "methods": (
+        "gossamer methods",
+        "gossamer methods --json",
+    ),
+    "demo": (
+        "gossamer demo",
+        "gossamer demo --quick --out quick-demo",
+    ),
+}

@@ -1,0 +1,148 @@
+"""gossamer fit: data and a base in, one delta file out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from gossamer.cli.output import console, emit, notes, progress, quiet, scores_table, size
+
+
+def fit(
+    *overrides: str,
+    recipe: Path | None = None,
+    base: str | None = None,
+    train: str | None = None,
+    eval: str | None = None,
+    out: Path | None = None,
+    task: str | None = None,
+    fields: str | None = None,
+    label: str | None = None,
+    metric: str | None = None,
+    max_length: int | None = None,
+    method: str | None = None,
+    density: float | None = None,
+    k: int | None = None,
+    rounds: int | None = None,
+    l1: float | None = None,
+    exclude: str | None = None,
+    on: Annotated[list[Path] | None, Parameter(negative=())] = None,
+    epochs: float | None = None,
+    steps: int | None = None,
+    lr: float | None = None,
+    full_epochs: float | None = None,
+    full_lr: float | None = None,
+    batch_size: int | None = None,
+    accumulate: int | None = None,
+    weight_decay: float | None = None,
+    clip: float | None = None,
+    precision: str | None = None,
+    values: str | None = None,
+    save_steps: int | None = None,
+    seed: int | None = None,
+    resume: Annotated[bool, Parameter(negative=())] = False,
+    force: Annotated[bool, Parameter(negative=())] = False,
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Fine-tune a base on data and write the difference, a delta, to one file.
+
+    Parameters
+    ----------
+    overrides
+        Settings as name=value, with dots for what lies inside: `options.rounds=2`.
+    recipe
+        A YAML file of the same settings as the flags below (with _ for -); flags win over it.
+    base
+        The frozen base: a Hub id, a directory, or `minilm`.
+    train
+        Training data: .csv, .tsv, .jsonl, .json, .parquet, or name:split of the Hub.
+    eval
+        Held-out data: scores after training, and the best epoch is kept.
+    out
+        The delta's file, ending in .safetensors.
+    task
+        `classify` (alias `text-classification`): labels, or numbers (regression). Default: classify.
+    fields
+        The text column, or two, separated by a comma. Default: found from the data.
+    label
+        The label column. Default: found from the data.
+    metric
+        What decides: accuracy, f1, accuracy_f1, matthews; for numbers pearson_spearman, pearson, spearman.
+    max_length
+        Longest input in tokens; longer ones are cut. Default: 128.
+    method
+        See `gossamer methods`. Default: lt-sft.
+    density
+        Share of the base's weights to train. Default: 0.005.
+    k
+        Number of the base's weights to train, in place of a density.
+    rounds
+        lt-sft: rounds of choosing and training, growing the support. Default: 1.
+    l1
+        lt-sft: strength of the L1 penalty on the change. Default: 0.
+    exclude
+        Name patterns of weights never to be chosen, separated by commas.
+    on
+        Deltas applied underneath, frozen.
+    epochs
+        Epochs of each phase. Default: the method's.
+    steps
+        Optimizer steps of each phase, in place of epochs.
+    lr
+        Learning rate. Default: the method's.
+    full_epochs
+        Epochs of the dense first phase of lt-sft.
+    full_lr
+        Learning rate of the dense first phase of lt-sft.
+    batch_size
+        Examples a batch. Default: 16.
+    accumulate
+        Batches an optimizer step. Default: 1.
+    weight_decay
+        AdamW's decay; on a sparse delta it draws the change, not the weight, toward 0. Default: 0.
+    clip
+        Largest gradient norm; 0 turns clipping off. Default: 1.
+    precision
+        fp32, or bf16 for automatic mixed precision. Default: fp32.
+    values
+        What the change is rounded to in the file: bf16 or fp32. Default: bf16.
+    save_steps
+        Steps between checkpoints (and looks at --eval). Default: an epoch.
+    seed
+        Of the head, the data order, dropout and random choices. Default: 0.
+    resume
+        Go on with a run that was stopped, to the same result.
+    force
+        Overwrite an existing output, and drop an unfinished run.
+    json
+        Print the result as JSON.
+    """
+    flags: dict[str, Any] = {
+        name: value for name, value in locals().items() if name not in ("overrides", "recipe", "json")
+    }
+    from gossamer.train.config import gather
+
+    options = {name: flags.pop(name) for name in ("rounds", "l1")}
+    for name in ("fields", "exclude"):
+        flags[name] = None if flags[name] is None else tuple(flags[name].split(","))
+    for name in ("resume", "force"):
+        flags[name] = flags[name] or None  # so that a recipe may say it
+    given = [f"options.{name}={value}" for name, value in options.items() if value is not None]
+    config = gather(recipe, flags, [*overrides, *given])
+    quiet()
+    from gossamer.train.job import run_fit
+
+    with progress() as bar:
+        result = run_fit(config, progress=bar, say=lambda text: notes.print(f"[dim]{config.method}: {text}[/]"))
+    about = result.delta.about
+    if json:
+        emit({"out": str(config.out), "bytes": result.nbytes, "k": about["k"], "m": about["m"], "scores": dict(result.scores),
+              "baseline": dict(result.baseline), "metric": result.metric, "seconds": round(result.seconds, 1)})  # fmt: skip
+        return
+    if result.scores:
+        console.print(scores_table(f"{config.method} on {config.eval}", result.scores, result.baseline, result.metric))
+    head = sum(tensor.numel() for tensor in result.delta.head.values())
+    console.print(f"{config.out}: {about['k']:,} of {about['m']:,} weights, a head of {head:,}, {size(result.nbytes)}, "
+                  f"{result.seconds:.0f} s")  # fmt: skip

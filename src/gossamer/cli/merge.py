@@ -1,0 +1,50 @@
+"""gossamer merge: a delta written into its base, as an ordinary model directory."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from gossamer.cli.output import console, quiet
+from gossamer.errors import Clash
+
+
+def merge(
+    delta: Path,
+    *,
+    out: Path,
+    base: str | None = None,
+    force: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Write base + delta as a normal model directory that transformers loads, with its tokenizer.
+
+    Parameters
+    ----------
+    delta
+        A delta's file.
+    out
+        The directory to make.
+    base
+        The base, where it is no longer where the delta was trained.
+    force
+        Replace an existing directory.
+    """
+    if out.exists() and not force:
+        raise Clash(f"{out} exists; choose another --out, or replace it with --force")
+    quiet()
+    from gossamer.delta.apply import merge as write
+    from gossamer.train.job import open_delta
+
+    loaded, bench = open_delta(delta, base)
+    write(bench.model, loaded)
+    beside = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    bench.model.save_pretrained(beside)  # type: ignore[operator]
+    bench.tokenizer.save_pretrained(beside)
+    if out.exists():
+        shutil.rmtree(out)
+    beside.rename(out)
+    console.print(f"{out}: a {type(bench.model).__name__} with its tokenizer")

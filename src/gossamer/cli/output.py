@@ -1,0 +1,88 @@
+"""What verbs print: rich for people, JSON for programs, and a progress bar."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from gossamer.train.plan import Fit
+
+console = Console(soft_wrap=True)
+notes = Console(stderr=True, soft_wrap=True)  # progress and remarks, so that results can be piped
+
+
+def emit(facts: Any) -> None:
+    """Prints facts as JSON."""
+    print(json.dumps(facts, indent=2, ensure_ascii=False))
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
+    """A table whose first column is text and whose others are numbers."""
+    made = Table(title=title, title_justify="left", title_style="bold")
+    for i, name in enumerate(columns):
+        made.add_column(name, justify="left" if i == 0 else "right")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def scores_table(title: str, scores: Mapping[str, float], baseline: Mapping[str, float], metric: str) -> Table:
+    """Scores with the majority baseline beside them; the metric that decides is marked."""
+    rows = [[f"[bold]{n}[/]" if n == metric else n, f"{v:.4f}", f"{baseline[n]:.4f}" if n in baseline else ""]
+            for n, v in scores.items()]  # fmt: skip
+    return table(title, ["metric", "score", "majority baseline"], rows)
+
+
+def size(nbytes: float) -> str:
+    """Bytes as people read them."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 1000 or unit == "GB":
+            return f"{nbytes:.0f} {unit}" if unit == "B" or nbytes >= 100 else f"{nbytes:.1f} {unit}"
+        nbytes /= 1000
+    return ""
+
+
+def quiet() -> None:
+    """Silences what transformers and datasets would print; warnings of ours still show."""
+    import datasets
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+class Bar:
+    """A progress bar for training: see `train.callback.Progress`."""
+
+    def __init__(self, bar: Progress) -> None:
+        self.bar = bar
+        self.current: TaskID | None = None
+
+    def begin(self, phase: Fit, steps: int, done: int) -> None:
+        self.current = self.bar.add_task(
+            f"phase {phase.index + 1}, {phase.tunable}", total=steps, completed=done, loss=""
+        )
+
+    def step(self, loss: float | None) -> None:
+        if self.current is not None:
+            self.bar.update(self.current, advance=1, loss="" if loss is None else f"loss {loss:.3f}")
+
+    def end(self) -> None:
+        self.current = None
+
+
+@contextmanager
+def progress() -> Iterator[Bar]:
+    """A progress bar on standard error; plain lines where that is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+               TextColumn("{task.fields[loss]}"))  # fmt: skip
+    with Progress(*columns, console=notes, refresh_per_second=4 if sys.stderr.isatty() else 0.1) as bar:
+        yield Bar(bar)

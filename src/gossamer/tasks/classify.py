@@ -1,0 +1,224 @@
+"""classify: one text or a pair → one of some labels, or a number (regression)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from gossamer.errors import BadData, BadPlan
+from gossamer.tasks.pretrained import load_model
+from gossamer.tasks.readers import Table, size
+
+PAIRS = (("text_a", "text_b"), ("premise", "hypothesis"), ("sentence1", "sentence2"), ("question", "sentence"),
+         ("question1", "question2"), ("text", "text_pair"), ("text", "pair"))  # fmt: skip
+SINGLES = ("text", "sentence", "review", "content")
+LABELS = ("label", "labels", "target", "score", "class")
+METRICS = ("accuracy", "f1", "accuracy_f1", "matthews")
+NUMBER_METRICS = ("pearson_spearman", "pearson", "spearman")
+
+
+@dataclass(frozen=True)
+class Classify:
+    """A settled task. `labels` None means regression. `metric` is the one that decides."""
+
+    fields: tuple[str, ...]
+    label: str
+    labels: tuple[str, ...] | None
+    metric: str
+    max_length: int = 128
+    name: str = "classify"
+
+    @classmethod
+    def plan(
+        cls,
+        train: Table,
+        *,
+        fields: Sequence[str] | None = None,
+        label: str | None = None,
+        metric: str | None = None,
+        max_length: int = 128,
+    ) -> Classify:
+        """Finds the text columns, the label column and the labels in training data, where they are not given.
+
+        Labels that are numbers with a fraction somewhere, or a `metric` of numbers, mean regression.
+        """
+        label = label or next((name for name in LABELS if name in train), "label")
+        found = tuple(fields) if fields else _text_fields(train, label)
+        for name in (*found, label):
+            _column(train, name)
+        if not 1 <= len(found) <= 2:
+            raise BadPlan(f"classify takes one text column or two; got {list(found)}")
+        number = metric in NUMBER_METRICS or _fractional(_column(train, label))
+        labels = None if number else tuple(sorted(set(_names(train, label)), key=_natural))
+        allowed = NUMBER_METRICS if number else METRICS
+        if metric is not None and metric not in allowed:
+            raise BadPlan(
+                f"metric={metric!r}; for {'a number' if number else 'labels'} expected one of {', '.join(allowed)}"
+            )
+        if labels is not None and len(labels) == 1:
+            raise BadData(f"every example has the label {labels[0]!r}; at least two different labels are needed")
+        return cls(found, label, labels, metric or allowed[0], max_length)
+
+    @classmethod
+    def read(cls, description: Mapping[str, Any]) -> Classify:
+        """The task that `describe` described."""
+        known = dict(description)
+        labels = known.pop("labels")
+        return cls(**{**known, "fields": tuple(known["fields"]), "labels": tuple(labels) if labels else None})
+
+    def describe(self) -> dict[str, Any]:
+        """Plain JSON, for the delta's file."""
+        return asdict(self)
+
+    def build(self, base: str, seed: int) -> tuple[nn.Module, list[str]]:
+        """A sequence classifier over the base, and the names of its head's parameters."""
+        from transformers import AutoModelForSequenceClassification
+
+        if self.labels is None:
+            return load_model(AutoModelForSequenceClassification, base, seed, num_labels=1, problem_type="regression")
+        names = dict(enumerate(self.labels))
+        return load_model(AutoModelForSequenceClassification, base, seed, num_labels=len(names), id2label=names,
+                          label2id={name: i for i, name in names.items()})  # fmt: skip
+
+    def encode(self, tokenizer: Any, table: Table, *, labelled: bool = True) -> list[dict[str, Any]]:
+        """Examples for the model: input ids, …, and `labels` if labelled."""
+        texts = [[_text(value, name, row) for row, value in enumerate(_column(table, name))] for name in self.fields]
+        columns = dict(tokenizer(*texts, truncation=True, max_length=self.max_length))
+        if labelled:
+            columns["labels"] = self._targets(table)
+        return [{name: values[i] for name, values in columns.items()} for i in range(size(table))]
+
+    def _targets(self, table: Table) -> list[Any]:
+        if self.labels is None:
+            return _numbers(table, self.label)
+        index = {name: i for i, name in enumerate(self.labels)}
+        names = _names(table, self.label)
+        for row, name in enumerate(names):
+            if name not in index:
+                raise BadData(
+                    f"label {name!r} in row {row + 1} was not seen in training, which had {', '.join(self.labels)}; "
+                    "correct the data, or train with examples of it"
+                )
+        return [index[name] for name in names]
+
+    def scores(self, outputs: np.ndarray, encoded: list[dict[str, Any]]) -> dict[str, float]:
+        """Every metric of this kind of task; `outputs` is [n, labels], or [n, 1] for a number."""
+        gold = np.array([example["labels"] for example in encoded])
+        if self.labels is None:
+            return _number_scores(outputs.reshape(-1).astype(float), gold)
+        return _label_scores(outputs.argmax(-1), gold, len(self.labels))
+
+    def baseline(self, train: list[dict[str, Any]], test: list[dict[str, Any]]) -> dict[str, float]:
+        """The scores of always answering with training's most frequent label (or its mean)."""
+        gold = [example["labels"] for example in train]
+        if self.labels is None:
+            return self.scores(np.full((len(test), 1), float(np.mean(gold))), test)
+        outputs = np.zeros((len(test), len(self.labels)))
+        outputs[:, Counter(gold).most_common(1)[0][0]] = 1.0
+        return self.scores(outputs, test)
+
+    def answers(self, outputs: np.ndarray) -> list[dict[str, Any]]:
+        """One readable answer an example: the label and its probability, or the number."""
+        if self.labels is None:
+            return [{"value": float(value)} for value in outputs.reshape(-1)]
+        odds = np.exp(outputs - outputs.max(-1, keepdims=True))
+        odds /= odds.sum(-1, keepdims=True)
+        best = odds.argmax(-1)
+        return [{"label": self.labels[i], "probability": float(p[i])} for i, p in zip(best, odds, strict=True)]
+
+
+def _label_scores(guess: np.ndarray, gold: np.ndarray, labels: int) -> dict[str, float]:
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+    accuracy = float(accuracy_score(gold, guess))
+    if labels == 2:  # the second label, in order, is the positive one
+        f1 = float(f1_score(gold, guess, pos_label=1, average="binary", zero_division=0.0))
+    else:
+        f1 = float(f1_score(gold, guess, labels=range(labels), average="macro", zero_division=0.0))
+    constant = len({*gold.tolist(), *guess.tolist()}) < 2  # no correlation with itself; the library warns
+    matthews = 0.0 if constant else float(matthews_corrcoef(gold, guess))
+    return {"accuracy": accuracy, "f1": f1, "accuracy_f1": (accuracy + f1) / 2, "matthews": matthews}
+
+
+def _number_scores(guess: np.ndarray, gold: np.ndarray) -> dict[str, float]:
+    from scipy.stats import pearsonr, spearmanr
+
+    if len(gold) < 2 or np.ptp(guess) == 0 or np.ptp(gold) == 0:  # correlation with a constant is not defined
+        pearson = spearman = 0.0
+    else:
+        pearson, spearman = float(pearsonr(guess, gold).statistic), float(spearmanr(guess, gold).statistic)
+    return {"pearson_spearman": (pearson + spearman) / 2, "pearson": pearson, "spearman": spearman}
+
+
+def _text_fields(table: Table, label: str) -> tuple[str, ...]:
+    for pair in PAIRS:
+        if all(name in table for name in pair):
+            return pair
+    for name in SINGLES:
+        if name in table:
+            return (name,)
+    texts = [n for n, values in table.items() if n != label and any(isinstance(v, str) and " " in v for v in values)]
+    if not 1 <= len(texts) <= 2:
+        raise BadData(
+            f"cannot tell which columns are the text among {', '.join(table)}; name them: --fields a or --fields a,b"
+        )
+    return tuple(texts)
+
+
+def _column(table: Table, name: str) -> list[Any]:
+    if name not in table:
+        raise BadData(f"no column {name!r}; the data has {', '.join(table)}: name others with --fields and --label")
+    return table[name]
+
+
+def _text(value: Any, name: str, row: int) -> str:
+    if not isinstance(value, str):
+        raise BadData(f"column {name!r}, row {row + 1} holds {value!r}; expected text")
+    return value
+
+
+def _filled(table: Table, name: str) -> list[Any]:
+    values = _column(table, name)
+    for row, value in enumerate(values):
+        if value is None or value == "":
+            raise BadData(f"column {name!r}, row {row + 1} has no label; remove the row or fill it in")
+    return values
+
+
+def _fractional(values: list[Any]) -> bool:
+    """Whether all values are numbers and some have a fraction."""
+    try:
+        numbers = [float(value) for value in values if value is not None]
+    except (TypeError, ValueError):
+        return False
+    return all(np.isfinite(numbers)) and any(number != int(number) for number in numbers)
+
+
+def _names(table: Table, name: str) -> list[str]:
+    """Labels as text: what is written, and 1, 1.0 and True as "1"."""
+    whole = (bool, int, float)
+    return [str(int(v)) if isinstance(v, whole) and v == int(v) else str(v) for v in _filled(table, name)]
+
+
+def _numbers(table: Table, name: str) -> list[float]:
+    values = _filled(table, name)
+    for row, value in enumerate(values):
+        try:
+            good = np.isfinite(float(value))
+        except (TypeError, ValueError):
+            good = False
+        if not good:
+            raise BadData(f"column {name!r}, row {row + 1} holds {value!r}; this task predicts a number")
+    return [float(value) for value in values]
+
+
+def _natural(label: str) -> tuple[int, float, str]:
+    try:
+        return (0, float(label), label)
+    except ValueError:
+        return (1, 0.0, label)

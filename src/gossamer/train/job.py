@@ -1,0 +1,248 @@
+"""A whole run: configuration → data, model, phases, score, one file. What `gossamer fit` and studies call."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
+
+from gossamer.delta.apply import applied
+from gossamer.delta.delta import Delta
+from gossamer.delta.store import atomic, load
+from gossamer.errors import BadData, BadPlan, Clash
+from gossamer.tasks.infer import outputs
+from gossamer.tasks.pretrained import load_tokenizer
+from gossamer.tasks.readers import read
+from gossamer.tasks.task import Task, plan_task, read_task
+from gossamer.train.callback import Progress
+from gossamer.train.config import FitConfig
+from gossamer.train.fit import fit
+from gossamer.train.plan import Fit, row_of
+
+Say = Callable[[str], None]
+Examples = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run made. `scores` and `baseline` are of the evaluation data, {} without it."""
+
+    delta: Delta
+    nbytes: int
+    scores: Mapping[str, float]
+    baseline: Mapping[str, float]
+    metric: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A base with a task's head and its tokenizer: what training and evaluation need."""
+
+    task: Task
+    model: nn.Module
+    head: list[str]
+    tokenizer: Any
+
+    @classmethod
+    def set_up(cls, task: Task, base: str, seed: int = 0) -> Bench:
+        tokenizer = load_tokenizer(base)
+        model, head = task.build(base, seed)
+        return cls(task, model, head, tokenizer)
+
+    @property
+    def collate(self) -> Any:
+        return DataCollatorWithPadding(self.tokenizer)
+
+    def score(self, delta: Delta, examples: Examples) -> Mapping[str, float]:
+        """The scores of the base with a delta on it: of what the file holds, not of the training state."""
+        return self.task.scores(self.run(delta, examples), examples)
+
+    def run(self, delta: Delta, examples: Examples) -> np.ndarray:
+        with applied(self.model, delta):
+            return outputs(self.model, examples, self.collate)
+
+
+def run_fit(config: FitConfig, *, progress: Progress | None = None, say: Say = lambda text: None) -> Result:
+    """Trains as configured, evaluates what the file will hold, and writes the file.
+
+    Raises:
+        GossamerError: bad data, an impossible plan, an existing output; nothing is half-done. A run that was killed
+            leaves `config.partial`, from which ``resume=True`` goes on to the same result, bit for bit.
+    """
+    began = time.monotonic()
+    _claim(config)
+    table = read(config.train)
+    task = plan_task(config.task, table, fields=config.fields, label=config.label, metric=config.metric,
+                     max_length=config.max_length)  # fmt: skip
+    held_out = read(config.eval) if config.eval else None
+    on = [load(path) for path in config.on]
+    bench = Bench.set_up(task, config.base, config.seed)
+    train = task.encode(bench.tokenizer, table)
+    test = task.encode(bench.tokenizer, held_out) if held_out else []
+    _record(config)
+    try:
+        delta = train_delta(config, bench, train, test, on=reduce(add, on) if on else None, progress=progress, say=say)
+    except (BadPlan, BadData):
+        shutil.rmtree(config.partial, ignore_errors=True)  # resuming would only meet the same mistake
+        raise
+    stacked = reduce(add, [replace(part, head={}) for part in on], delta) if on else delta
+    scores = bench.score(stacked, test) if test else {}
+    baseline = task.baseline(train, test) if test else {}
+    delta = replace(delta, about={**delta.about, **_about(config, task, scores, baseline, on)})
+    nbytes = delta.save(config.out, force=config.force)
+    shutil.rmtree(config.partial, ignore_errors=True)
+    return Result(delta, nbytes, scores, baseline, task.metric, time.monotonic() - began)
+
+
+def train_delta(
+    config: FitConfig,
+    bench: Bench,
+    train: Examples,
+    test: Examples,
+    *,
+    on: Delta | None = None,
+    progress: Progress | None = None,
+    say: Say = lambda text: None,
+    watch: Callable[[Fit, Delta], None] | None = None,
+) -> Delta:
+    """The delta of a configuration, given its data: the phases of the method under transformers' Trainer."""
+
+    def trainer(model: nn.Module, phase: Fit) -> Trainer:
+        arguments = training_arguments(
+            config, phase, evaluate=bool(test) and phase.tunable == last, metric=bench.task.metric
+        )
+        say(f"phase {phase.index + 1}: {phase.tunable}, rate {arguments.learning_rate:g}, {_length(config, arguments)}, "
+            f"{phase.schedule} schedule, batches of {config.batch_size * config.accumulate}")  # fmt: skip
+        built = Trainer(model, arguments, train_dataset=train, eval_dataset=test or None,  # type: ignore[arg-type]
+                        data_collator=bench.collate,
+                        compute_metrics=lambda found: dict(bench.task.scores(_first(found.predictions), test)))  # fmt: skip
+        built.remove_callback(PrinterCallback)
+        return built
+
+    last = next(phase.tunable for phase in reversed(row_of(config.method).phases) if isinstance(phase, Fit))
+    loader = DataLoader(train, batch_size=config.batch_size, collate_fn=bench.collate)  # type: ignore[arg-type]
+    return fit(bench.model, config.method, trainer=trainer, density=config.density, k=config.k, data=loader, on=on,
+               head=bench.head, exclude=config.exclude, values=config.values, seed=config.seed, checkpoint=config.partial,
+               resume=config.resume, watch=watch, progress=progress, **config.options)  # fmt: skip
+
+
+def training_arguments(config: FitConfig, phase: Fit, *, evaluate: bool, metric: str) -> TrainingArguments:
+    """The Trainer's arguments for one phase: the row's defaults unless the configuration says otherwise."""
+    full = phase.tunable == "dense" and config.method != "full"
+    lr = (config.full_lr if full else config.lr) or phase.lr
+    epochs = (config.full_epochs if full else None) or config.epochs or phase.epochs
+    every = (
+        {"save_strategy": "steps", "save_steps": config.save_steps} if config.save_steps else {"save_strategy": "epoch"}
+    )
+    best = {}
+    if evaluate and (config.steps or epochs > 1):  # the best of several looks; a single look decides nothing
+        best = {"eval_strategy": every["save_strategy"], "eval_steps": config.save_steps, "load_best_model_at_end": True,
+                "metric_for_best_model": metric, "greater_is_better": True}  # fmt: skip
+    return TrainingArguments(
+        output_dir=str(config.partial / f"phase-{phase.index}"),
+        learning_rate=lr,
+        num_train_epochs=epochs,
+        max_steps=config.steps or -1,
+        lr_scheduler_type=phase.schedule,
+        warmup_steps=phase.warmup,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=64,
+        gradient_accumulation_steps=config.accumulate,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.clip,
+        bf16=config.precision == "bf16",
+        seed=config.seed,
+        data_seed=config.seed + phase.index,
+        train_sampling_strategy="group_by_length",
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        logging_steps=10,
+        logging_nan_inf_filter=False,
+        save_total_limit=2,
+        report_to="none",
+        disable_tqdm=True,
+        **every,
+        **best,
+    )
+
+
+def open_delta(path: str | Path, base: str | None = None) -> tuple[Delta, Bench]:
+    """A delta from a file, with its task set up over its base: what `eval`, `predict` and `merge` need.
+
+    Deltas that it was trained on top of are looked for beside it and added.
+    """
+    delta = load(path)
+    about = delta.about
+    if "task" not in about:
+        raise BadPlan(
+            f"{path} names no task, so it cannot predict by itself; apply it in Python: gossamer.applied(model, delta)"
+        )
+    named = base or about.get("base")
+    if not named:
+        raise BadPlan(f"{path} does not name its base; say which: --base MODEL")
+    bench = Bench.set_up(read_task(about["task"]), named)
+    for part in about.get("on", []):
+        beside = Path(path).with_name(part["file"])
+        if not beside.is_file():
+            raise BadPlan(f"{path} was trained on top of {part['file']}, which is not beside it; put it at {beside}")
+        under = load(beside)
+        if _digest(under) != part["digest"]:
+            raise BadPlan(f"{beside} is not the delta that {path} was trained on top of (digest differs)")
+        delta = delta + replace(under, head={})
+    return replace(delta, about=about), bench
+
+
+def _claim(config: FitConfig) -> None:
+    if config.out.exists() and not config.force:
+        raise Clash(f"{config.out} exists; choose another --out, or overwrite it with --force")
+    note = config.partial / "settings.json"
+    if config.resume:
+        if not note.is_file():
+            raise BadPlan(f"nothing to resume: {config.partial} does not exist; run without --resume")
+        if json.loads(note.read_text()) != config.facts():
+            raise BadPlan(
+                f"{config.partial} was begun with other settings; resume with those, or start anew with --force"
+            )
+    elif config.partial.exists() and not config.force:
+        raise Clash(f"{config.partial} holds an unfinished run; go on with --resume, or start anew with --force")
+
+
+def _record(config: FitConfig) -> None:
+    if not config.resume:
+        shutil.rmtree(config.partial, ignore_errors=True)
+        note = config.partial / "settings.json"
+        atomic(note, lambda temporary: Path(temporary).write_text(json.dumps(config.facts(), indent=1)))
+
+
+def _about(config: FitConfig, task: Task, scores: Any, baseline: Any, on: list[Delta]) -> dict[str, Any]:
+    versions = {name: importlib.metadata.version(name) for name in ("gossamer", "torch", "transformers")}
+    files = [{"file": path.name, "digest": _digest(part)} for path, part in zip(config.on, on, strict=True)]
+    return {"base": config.base, "task": task.describe(), "scores": dict(scores), "baseline": dict(baseline),
+            "settings": config.facts(), "versions": versions, **({"on": files} if files else {})}  # fmt: skip
+
+
+def _digest(delta: Delta) -> str:
+    keys = "".join(f"{name}{c!r}{patch.key}" for name, terms in delta.terms.items() for c, patch in terms)
+    return hashlib.sha256(keys.encode()).hexdigest()[:32]
+
+
+def _first(predictions: Any) -> np.ndarray:
+    return predictions[0] if isinstance(predictions, tuple) else predictions
+
+
+def _length(config: FitConfig, arguments: TrainingArguments) -> str:
+    return f"{config.steps} steps" if config.steps else f"{arguments.num_train_epochs:g} epochs"

@@ -1,0 +1,196 @@
+"""The command line: the whole job on real files, the examples of every help, one clear error for each mistake."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import gossamer as gs
+from gossamer.cli.examples import EXAMPLES
+from gossamer.cli.main import run
+from tests.tiny import base_directory, rows
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data, a recipe, and a delta trained by the command line on a tiny base."""
+    folder = tmp_path_factory.mktemp("cli")
+    base_directory(folder / "base")
+    for name, count, seed in (("train", 64, 0), ("dev", 32, 1), ("test", 32, 2)):
+        with (folder / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["text_a", "text_b", "label"])
+            writer.writeheader()
+            writer.writerows(rows(count, seed, pair=True))
+    (folder / "recipe.yaml").write_text(
+        f"base: {folder}/base\ntrain: train.csv\neval: dev.csv\nmethod: lt-sft\ndensity: 0.02\nsteps: 2\noptions: {{l1: 0.1}}\n"
+    )
+    return folder
+
+
+@pytest.fixture
+def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(place)
+    return place
+
+
+FIT = "fit --base base --train train.csv --eval dev.csv --density 0.02 --steps 4 --batch-size 8 --out mine.safetensors --force"
+
+
+def call(command: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    status = run(shlex.split(command))
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
+
+
+def told(command: str, capsys: pytest.CaptureFixture[str]) -> Any:
+    status, out, err = call(command + " --json", capsys)
+    assert status == 0, err
+    return json.loads(out)
+
+
+def test_the_whole_job(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = told(FIT, capsys)
+    assert made["k"] == int(made["m"] * 0.02)
+    assert set(made["scores"]) == set(made["baseline"]) == {"accuracy", "f1", "accuracy_f1", "matthews"}
+    scored = told("eval mine.safetensors --data dev.csv", capsys)
+    assert scored["scores"] == made["scores"], "what was trained is what was saved"
+    shown = told("show mine.safetensors --plot where.png", capsys)
+    assert shown["k"] == made["k"]
+    assert shown["method"] == "lt-sft"
+    assert shown["task"]["fields"] == ["text_a", "text_b"]
+    assert (here / "where.png").stat().st_size > 1000
+    answers = told("predict mine.safetensors --data test.csv", capsys)
+    one = told(f'predict mine.safetensors --text "{answers[0]["text_a"]}" --pair {answers[0]["text_b"]}', capsys)
+    assert one[0]["label"] == answers[0]["label"]
+    assert one[0]["probability"] == pytest.approx(answers[0]["probability"], abs=1e-6)
+
+    status, _, err = call("merge mine.safetensors --out merged --force", capsys)
+    assert status == 0, err
+    merged, tokenizer = (
+        AutoModelForSequenceClassification.from_pretrained("merged"),
+        AutoTokenizer.from_pretrained("merged"),
+    )
+    encoded = tokenizer(answers[0]["text_a"], answers[0]["text_b"], return_tensors="pt")
+    with torch.no_grad():
+        odds = merged(**encoded).logits.softmax(-1)[0]
+    assert merged.config.id2label[int(odds.argmax())] == answers[0]["label"]
+    assert float(odds.max()) == pytest.approx(answers[0]["probability"], abs=1e-6)
+    for verb in (
+        "eval mine.safetensors --data test.csv",
+        "show mine.safetensors",
+        "predict mine.safetensors --data test.csv",
+    ):
+        status, out, err = call(verb, capsys)
+        assert status == 0, err
+        assert out
+
+
+def test_every_example_of_every_help_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call(FIT, capsys)
+    for verb, examples in EXAMPLES.items():
+        status, out, _ = call(f"{verb} --help", capsys)
+        assert status == 0
+        for example in examples:
+            assert example in " ".join(out.split()), f"{verb} --help must end with its examples"
+            command = example.removeprefix("gossamer ")
+            if verb == "demo":  # the demo is a test of its own
+                continue
+            if verb == "fit":
+                command += " --force --steps 2"
+            status, _, err = call(command.replace("--base minilm", "--base base"), capsys)
+            assert status == 0, f"{example}: {err}"
+
+
+def test_regression_and_methods(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = "".join(json.dumps({"text": r["text"], "label": len(r["text"]) / 10}) + "\n" for r in rows(40))
+    (here / "numbers.jsonl").write_text(data)
+    made = told("fit --base base --train numbers.jsonl --eval numbers.jsonl --method fisher --density 0.02 --steps 2 --force "
+                "--out n.safetensors", capsys)  # fmt: skip
+    assert made["metric"] == "pearson_spearman"
+    assert made["baseline"]["pearson"] == 0.0
+    answers = told("predict n.safetensors --text w1", capsys)
+    assert isinstance(answers[0]["value"], float)
+    assert {row["method"] for row in told("methods", capsys)} == set(gs.methods())
+
+
+def test_training_on_top_of_a_delta(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call(FIT, capsys)
+    made = told("fit --base base --on mine.safetensors --train train.csv --eval dev.csv --method random --density 0.02 "
+                "--steps 3 --force --out top.safetensors", capsys)  # fmt: skip
+    assert told("eval top.safetensors --data dev.csv", capsys)["scores"] == made["scores"]
+    (here / "alone").mkdir(exist_ok=True)
+    (here / "alone" / "top.safetensors").write_bytes((here / "top.safetensors").read_bytes())
+    status, _, err = call("eval alone/top.safetensors --data dev.csv", capsys)
+    assert status == 2
+    assert "mine.safetensors, which is not beside it" in err
+
+
+BAD = [
+    ("fit --base base --train train.csv --out x.safetensors --density 0", 2, "density=0"),
+    ("fit --base base --train train.csv --out x.safetensors --density 2", 2, "density=2"),
+    ("fit --base base --train train.csv --out x.safetensors --k 0", 2, "k=0"),
+    ("fit --base base --train train.csv --out x.safetensors --k 999999", 2, "k=999,999"),
+    ("fit --base base --train train.csv --out x.safetensors --k 9 --density .1", 2, "give one"),
+    ("fit --base base --train train.csv --out x.safetensors --method full --density .1", 2, "neither density nor k"),
+    ("fit --base base --train train.csv --out x.safetensors --method magic", 2, "unknown method 'magic'"),
+    ("fit --base base --train train.csv --out x.safetensors --method full --rounds 2", 2, "no option 'rounds'"),
+    ("fit --base base --train train.csv --out x.safetensors options.colour=2", 2, "no option 'colour'"),
+    ("fit --base base --train train.csv --out x.safetensors colour=2", 2, "colour is no setting"),
+    ("fit --base base --train train.csv --out x.bin", 2, "ends in .safetensors"),
+    ("fit --base base --train nothing.csv --out x.safetensors", 1, "nothing.csv is not a file"),
+    ("fit --base base --train empty.csv --out x.safetensors", 1, "no rows"),
+    ("fit --base base --train train.csv --label mood --out x.safetensors", 1, "no column 'mood'"),
+    ("fit --base base --train train.csv --eval other.csv --out x.safetensors", 1, "'weird' in row 1 was not seen"),
+    ("fit --base naked --train train.csv --out x.safetensors", 2, "naked has no tokenizer"),
+    ("fit --base nowhere/at/all --train train.csv --out x.safetensors", 2, "nowhere/at/all"),
+    ("fit --base base --train train.csv --out train.safetensors", 1, "train.safetensors exists"),
+    ("fit --base base --train train.csv --out x.safetensors --resume", 2, "nothing to resume"),
+    ("fit --recipe broken.yaml --out x.safetensors", 2, "broken.yaml"),
+    ("eval absent.safetensors --data train.csv", 1, "absent.safetensors is not a file"),
+    ("eval train.csv --data train.csv", 1, "train.csv cannot be read as a delta"),
+    ("eval mine.safetensors --data other.csv", 1, "not seen in training"),
+    ("eval mine.safetensors --data train.csv --base otherbase", 1, "wrong base"),
+    ("predict mine.safetensors", 2, "--text"),
+    ("predict mine.safetensors --text one", 2, "--pair"),
+    ("merge mine.safetensors --out base", 1, "base exists"),
+    ("show cut.safetensors", 1, "cut.safetensors"),
+    ("show --nonsense", 2, "nonsense"),
+    ("juggle", 2, "juggle"),
+]
+
+
+@pytest.mark.parametrize(("command", "status", "says"), BAD, ids=[command for command, _, _ in BAD])
+def test_bad_input(here: Path, capsys: pytest.CaptureFixture[str], command: str, status: int, says: str) -> None:
+    if not (here / "mine.safetensors").exists():
+        call(FIT, capsys)
+    (here / "empty.csv").write_text("text,label\n")
+    (here / "other.csv").write_text("text_a,text_b,label\nw1,w2,weird\n")
+    (here / "broken.yaml").write_text("base: [1")
+    (here / "train.safetensors").write_text("precious")
+    (here / "cut.safetensors").write_bytes((here / "mine.safetensors").read_bytes()[:-7])
+    if not (here / "naked").exists():
+        (here / "naked").mkdir()
+        for name in ("config.json", "model.safetensors"):
+            (here / "naked" / name).write_bytes((here / "base" / name).read_bytes())
+        base_directory(here / "otherbase", seed=9)
+    found, out, err = call(command, capsys)
+    assert found == status, err
+    assert says in " ".join((out + err).split())
+    assert "Traceback" not in err
+    assert not (here / "x.safetensors").exists()
+    assert not (here / "x.safetensors.partial").exists()
+    assert (here / "train.safetensors").read_text() == "precious"
+
+
+def test_all_mistakes_of_a_configuration_are_told_at_once(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = call("fit --base base --density 7 --lr -1 --out x.bin nonsense", capsys)
+    assert status == 2
+    for mistake in ("train is missing", "density=7", "lr=-1", "nonsense"):
+        assert mistake in err

@@ -1,0 +1,114 @@
+"""Exact top-k against a full stable sort."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gossamer.delta import topk
+from gossamer.delta.support import Support
+from gossamer.delta.topk import apportion, top_k
+from gossamer.errors import BadPlan
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def by_sorting(scores: dict[str, Tensor], k: int) -> Support:
+    flat = torch.cat([score.reshape(-1).double() for score in scores.values()])
+    best = torch.sort(flat, descending=True, stable=True).indices[:k]
+    found, start = {}, 0
+    for name, score in scores.items():
+        mine = best[(best >= start) & (best < start + score.numel())] - start
+        found[name], start = mine.sort().values, start + score.numel()
+    return Support(found)
+
+
+@st.composite
+def scored(draw: st.DrawFn) -> dict[str, Tensor]:
+    """Up to four tensors with many ties, both zeros, infinities, and neighbors that differ in the last bit."""
+    dtype = draw(st.sampled_from(DTYPES))
+    few = torch.tensor([0.0, -0.0, 1.0, -1.0, 2.0, -2.0, 1e-6, -1e-6, 3e4, float("inf"), -float("inf")], dtype=dtype)
+    rng = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
+    shapes = draw(st.lists(st.sampled_from([(), (1,), (7,), (3, 5), (2, 3, 4), (0, 4)]), min_size=1, max_size=4))
+    found = {}
+    for i, shape in enumerate(shapes):
+        score = few[torch.randint(len(few), shape, generator=rng)]
+        if draw(st.booleans()):
+            score = torch.where(
+                torch.rand(shape, generator=rng) < 0.5, score, torch.randn(shape, generator=rng).to(dtype)
+            )
+        if draw(st.booleans()) and dtype in (torch.float32, torch.float64):
+            score = torch.nextafter(score, torch.ones_like(score))
+        found[f"p{9 - i}"] = score  # ties follow the order given, not the names
+    return found
+
+
+@given(scored(), st.integers(1, 60), st.sampled_from([1, 3, 4, 1 << 20]), st.booleans())
+def test_equals_a_stable_sort(scores, k, chunk, lazily):
+    total = sum(score.numel() for score in scores.values())
+    given_ = {n: (lambda s=s: s.clone()) if lazily else s for n, s in scores.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(topk, "CHUNK", chunk)
+        if k > total:
+            with pytest.raises(BadPlan, match="is more than the"):
+                top_k(given_, k)
+            return
+        found = top_k(given_, k)
+        assert found == by_sorting(scores, k)
+        assert found.k == k
+        shares = apportion({name: score.numel() for name, score in scores.items()}, k)
+        apart = [by_sorting({n: s}, shares[n]) for n, s in scores.items() if shares[n]]
+        assert top_k(given_, k, per_tensor=True) == Support({n: i for one in apart for n, i in one.items()})
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_large_random_scores(dtype, monkeypatch):
+    monkeypatch.setattr(topk, "CHUNK", 1000)
+    rng = torch.Generator().manual_seed(3)
+    scores = {name: torch.randn(m, generator=rng).to(dtype) for name, m in (("a", 3000), ("b", 999), ("c", 1001))}
+    for k in (1, 17, 2500, 5000):
+        assert top_k(scores, k) == by_sorting(scores, k)
+
+
+def test_minus_zero_is_zero_and_the_lowest_position_wins_ties():
+    assert top_k({"b": torch.tensor([-0.0, 0.0, -1.0]), "a": torch.tensor([0.0])}, 1)["b"].tolist() == [0]
+    assert top_k({"w": torch.zeros(2, 3).t()}, 4)["w"].tolist() == [0, 1, 2, 3]
+
+
+def test_flat_indices_are_row_major_whatever_the_strides():
+    assert top_k({"w": torch.tensor([[1.0, 2.0], [3.0, 9.0], [5.0, 6.0]]).t()}, 2)["w"].tolist() == [4, 5]
+
+
+def test_16_bit_scores_may_go_with_float32_but_not_with_float64():
+    scores = {"a": torch.tensor([1.0, 3.0]).bfloat16(), "b": torch.tensor([2.0, 4.0])}
+    assert {n: i.tolist() for n, i in top_k(scores, 2).items()} == {"a": [1], "b": [1]}
+    for other in (scores, dict(reversed(scores.items()))):
+        with pytest.raises(BadPlan, match="one dtype"):
+            top_k({**other, "c": torch.zeros(2).double()}, 2)
+
+
+@pytest.mark.parametrize("k", [0, -1, 7])
+@pytest.mark.parametrize("per_tensor", [False, True])
+def test_impossible_numbers(k, per_tensor):
+    with pytest.raises(BadPlan, match=f"k = {k}"):
+        top_k({"a": torch.zeros(2), "b": torch.zeros(4)}, k, per_tensor=per_tensor)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nan_is_refused_wherever_it_is(dtype, monkeypatch):
+    monkeypatch.setattr(topk, "CHUNK", 2)
+    for place in range(5):
+        score = torch.arange(5).to(dtype)
+        score[place] = float("nan")
+        with pytest.raises(BadPlan, match="'b' hold NaN"):
+            top_k({"a": torch.ones(3, dtype=dtype), "b": score}, 1)
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=6).filter(any), st.data())
+def test_shares_are_proportional(sizes, data):
+    named, total = {f"p{i}": size for i, size in enumerate(sizes)}, sum(sizes)
+    k = data.draw(st.integers(1, total))
+    shares = apportion(named, k)
+    assert sum(shares.values()) == k
+    assert all(abs(shares[n] - k * size / total) < 1 and shares[n] <= size for n, size in named.items())

@@ -1,0 +1,41 @@
+"""One of two processes of the DDP test: trains a sparse delta with gloo and writes what it saw."""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+import gossamer as gs
+from tests.tiny import batches, classifier
+
+
+def main(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    model = classifier()
+    sent: list[int] = []
+
+    def count(state: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        sent.append(bucket.buffer().numel())
+        work = dist.all_reduce(bucket.buffer().div_(2), async_op=True)
+        return work.get_future().then(lambda future: future.value()[0])
+
+    with gs.tune(model, "fisher", density=0.02, data=batches(2), warmup=3) as tuned:
+        wrapped = DistributedDataParallel(model)
+        wrapped.register_comm_hook(None, count)
+        optimizer = torch.optim.AdamW(tuned.parameters(), lr=1e-2, weight_decay=0.1)
+        for batch in batches(4, seed=10 + rank):  # other data on each rank
+            wrapped(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        head = sum(p.numel() for p in tuned.head.values())
+        facts = {"sent": sum(sent), "steps": 4, "expected": tuned.k + head}
+        tuned.delta("fp32").save(folder / f"rank{rank}.safetensors")
+    torch.save(facts, folder / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))
