@@ -129,6 +129,15 @@ def test_nothing_unpickles(tmp_path):
     assert not (tmp_path / "exploded").exists()
 
 
+def test_metadata_of_others_is_refused(file):
+    with safe_open(str(file), "pt") as opened:
+        metadata, tensors = opened.metadata(), {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
+    save_file(tensors, file, metadata=metadata)
+    load(file)
+    save_file(tensors, file, metadata={**metadata, "more": "data"})
+    refuses(file)
+
+
 def test_a_newer_format_says_to_upgrade(file):
     forge(file, lambda tensors, about: about.update(format=store.FORMAT + 1, surprise=[1, 2]))
     refuses(file, "upgrade gossamer")

@@ -144,6 +144,25 @@ def test_lt_sft_in_rounds_grows_its_support() -> None:
     assert same_bits(model, before)
 
 
+def test_a_round_begins_where_the_last_one_ended() -> None:
+    model, train = build("bert"), data("bert")
+    starts, ends = [], []
+
+    def factory(m: nn.Module) -> Loop:
+        starts.append(bits(m.bert))
+        return Loop(m, train)
+
+    def watch(phase: Any, found: gs.Delta) -> None:
+        with gs.applied(build("bert"), found) as other:
+            ends.append(bits(other.bert))
+
+    gs.fit(model, "lt-sft", trainer=factory, k=100, rounds=2, watch=watch)
+    dense, sparse, dense_again, sparse_again = starts
+    assert all(torch.equal(dense[name], sparse[name]) for name in dense), "phase two begins at the base"
+    assert all(torch.equal(ends[1][name], dense_again[name]) for name in dense)
+    assert all(torch.equal(ends[1][name], sparse_again[name]) for name in dense)
+
+
 def test_lt_sft_rewinds_the_head_and_every_weight() -> None:
     model, train = build("bert"), data("bert")
     starts = []

@@ -95,8 +95,7 @@ def fit(
             if phase.rule == "change":
                 assert moved is not None and k is not None
                 share = _share(k, phases, at)
-                chosen = change(_differences(moved, state), share, without=state.support,
-                                per_tensor=settled["per_tensor"])  # fmt: skip
+                chosen = change(_dense_values(moved), share, without=state.support, per_tensor=settled["per_tensor"])
             else:
                 with beneath(model, on):
                     chosen = choose(model, phase.rule, k, data=data, loss=loss, head=head, exclude=left_out, seed=seed,
@@ -106,8 +105,7 @@ def fit(
                 state.save(store, force=True)
             continue
         dense = phase.tunable == "dense"
-        tuned = Tuned(model, None if dense else state.support, on=_under(on, state) if dense else on, start=state,
-                      head=head, freeze=freeze, about=about)  # fmt: skip
+        tuned = Tuned(model, None if dense else state.support, on=on, start=state, head=head, freeze=freeze, about=about)
         try:
             _train(trainer, tuned, phase, settled.get("l1", 0.0), resume, progress)
             result = tuned.delta("fp32")
@@ -143,19 +141,10 @@ def _share(k: int, phases: list[Phase], at: int) -> int:
     return k * (earlier + 1) // rounds - k * earlier // rounds
 
 
-def _under(on: Delta | None, state: Delta) -> Delta:
-    return replace(state if on is None else replace(on, head={}) + state, head={})
-
-
-def _differences(moved: Delta, state: Delta) -> dict[str, Tensor]:
-    """θ1 − θ0 of each parameter: what the dense phase did on top of where its round began."""
-    whole = replace(moved, head={}) + replace(state, head={})
-    found = {}
-    for name, terms in whole.coalesce().terms.items():
-        ((_, patch),) = terms
-        assert isinstance(patch, Dense)
-        found[name] = patch.values
-    return found
+def _dense_values(moved: Delta) -> dict[str, Tensor]:
+    """θ1 − θ0 of each parameter that a dense phase trained."""
+    patches = ((name, patch) for name, terms in moved.terms.items() for _, patch in terms)
+    return {name: patch.values for name, patch in patches if isinstance(patch, Dense)}
 
 
 def _widen(model: nn.Module, state: Delta, chosen: Support, following: int) -> Delta:

@@ -8,19 +8,25 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.delta.apply import Stack
-from gossamer.delta.patch import Dense
+from gossamer.delta.delta import Delta
+from gossamer.delta.patch import Dense, round_once
 
 
 class DenseLeaves:
     """The base's own parameters as leaves. The optimizer writes them; the stack keeps the base and restores it."""
 
-    def __init__(self, model: nn.Module, stack: Stack, names: list[str]) -> None:
-        self.model, self.stack = model, stack
+    def __init__(self, stack: Stack, names: list[str], start: Delta | None) -> None:
+        self.stack = stack
         self.leaves = {name: stack.parameters[name] for name in names}
         # a layer of zeros makes the stack keep the whole base; the zero is one number, expanded
         zero = {name: p.new_zeros(()).expand(p.shape) for name, p in self.leaves.items()}
         self.layer = {name: ((1.0, Dense(values)),) for name, values in zero.items()}
         stack.push(self.layer)
+        for name, terms in start.terms.items() if start else ():
+            total = stack.beneath(name)
+            for coefficient, patch in terms:
+                patch.add_to(total, coefficient)
+            stack.sites[name].write(round_once(total, self.leaves[name].dtype))
         for leaf in self.leaves.values():
             leaf.requires_grad_(True)
         self._away: dict[str, Tensor] = {}

@@ -75,7 +75,7 @@ class Tuned:
     def _attach(self, support: Support | None, start: Delta | None, freeze: list[str]) -> SparseLeaves | DenseLeaves:
         if support is None:
             names = [name for name in self.identity if not matches(name, freeze)]
-            return DenseLeaves(self.model, self.stack, names)
+            return DenseLeaves(self.stack, names, start)
         unknown = [name for name in support if name not in self.identity]
         if unknown:
             raise BadPlan(f"the support names {unknown[0]!r}, which this model's backbone lacks")
