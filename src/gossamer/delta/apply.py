@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from gossamer.delta.base import Record, backbone, base_parameters, check, record, state, still
+from gossamer.delta.base import Record, State, backbone, base_parameters, check, record, state, still
 from gossamer.delta.delta import Delta
 from gossamer.delta.patch import Patch, Sparse, Terms, round_once, union
 from gossamer.errors import BaseMismatch, Clash
@@ -102,7 +102,9 @@ class Site:
     where: Tensor | None  # [j] int64, sorted, unique
     kept: Tensor  # [j] in the parameter's dtype
     known: Record  # the base's record, so that no digest is computed anew
-    written: tuple[object, ...] | None  # the parameter's state after our last write; None once others changed it
+    before: State  # the parameter's state when the site was made
+    whole: bool  # whether all of it was kept from the start
+    writes: int = 0  # ours since then, each of which counts one version
     slots: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # id(indices) → (indices, places in `where`)
 
     def follow(self) -> None:
@@ -131,27 +133,34 @@ class Site:
             self.slots[id(indices)] = (indices, here if self.where is None else torch.searchsorted(self.where, here))
         return self.slots[id(indices)][1]
 
+    @torch.no_grad()
     def write(self, values: Tensor) -> None:
-        values = values.to(self.parameter)  # a model may be cast (`.half()`) while layers are on it
-        ours = self.written and (self.where is None or self.written == state(self.parameter))
-        cast = not self.kept.dtype == self.parameter.dtype == getattr(torch, self.known.dtype)
-        with torch.no_grad():
-            if self.where is None:
-                self.parameter.copy_(values.view(self.parameter.shape))
-            elif self.parameter.is_contiguous():
-                self.parameter.view(-1).index_copy_(0, self.where, values)
-            else:
-                self.parameter[torch.unravel_index(self.where, self.parameter.shape)] = values
-        self.written = state(self.parameter) if ours and not cast else None
+        """Writes values, one a kept entry, in place."""
+        if values.dtype != self.parameter.dtype:  # a model may be cast (`.half()`) while layers are on it
+            values = values.to(self.parameter.dtype)
+        if self.where is None:
+            self.parameter.copy_(values.view(self.parameter.shape))
+        elif self.parameter.is_contiguous():
+            self.parameter.view(-1).index_copy_(0, self.where, values)
+        else:
+            self.parameter[torch.unravel_index(self.where, self.parameter.shape)] = values
+        self.writes += 1
 
     def restore(self) -> None:
         """Writes the base's own values back."""
         self.follow()
         self.write(self.kept)
 
+    def recognize(self) -> None:
+        """After a restore: says that this is the known base again, unless somebody else wrote to it, moved or cast it."""
+        now = state(self.parameter)
+        place, version = self.before
+        if now[0] == place and (self.whole or now[1] == version + self.writes):
+            still(self.parameter, self.known, now)
+
     def read(self, where: Tensor | None) -> Tensor:
         flat = self.parameter.detach().reshape(-1)
-        return flat.clone() if where is None else flat[where.to(flat.device)]
+        return flat.clone() if where is None else flat.index_select(0, where.to(flat.device))
 
 
 class Stack:
@@ -225,9 +234,9 @@ class Stack:
         parameter = self.parameters[name]
         site = self.sites.get(name)
         if site is None:
-            known = record(parameter)
+            now = state(parameter)
             here = None if where is None else where.to(parameter.device)
-            site = Site(parameter, here, parameter.new_empty(0), known, state(parameter))
+            site = Site(parameter, here, parameter.new_empty(0), record(parameter, now), now, whole=where is None)
             site.kept = site.read(here)
             self.sites[name] = site
             return
@@ -247,8 +256,7 @@ class Stack:
             rest = self._terms(name)
             if not rest:
                 del self.sites[name]
-                if site.written:
-                    still(site.parameter, site.known)
+                site.recognize()
                 continue
             where = union(rest)
             site.where = None if where is None else where.to(site.parameter.device)

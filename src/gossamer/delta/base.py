@@ -23,6 +23,7 @@ from gossamer.errors import BaseMismatch
 
 LEAVES = "gossamer"  # the submodule under which a tunable registers its leaves; never part of a base
 _NARROWER = {"float32": ("bfloat16", "float16"), "float64": ("float32", "bfloat16", "float16")}
+State = tuple[tuple[object, ...], int]  # where a tensor lies and as what, and its version
 _cache = WeakTensorKeyDictionary()  # parameter → (state, record)
 
 
@@ -55,14 +56,9 @@ def backbone(model: nn.Module) -> nn.Module:
     return found if isinstance(found, nn.Module) else model
 
 
-def base_parameters(model: nn.Module, head: Iterable[str] = ()) -> dict[str, nn.Parameter]:
-    """Canonical name (relative to the backbone) → parameter, tied ones once; `head` names parameters to leave out."""
-    prefix = {id(p): name for name, p in model.named_parameters()}
-    return {
-        name: parameter
-        for name, parameter in backbone(model).named_parameters()
-        if not name.startswith(LEAVES + ".") and not matches(prefix.get(id(parameter), name), head)
-    }
+def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Canonical name (relative to the backbone) → parameter, tied ones once."""
+    return {n: p for n, p in backbone(model).named_parameters() if not n.startswith(LEAVES + ".")}
 
 
 def outer_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -78,25 +74,26 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
     return any(name == p or name.startswith(p + ".") or fnmatch(name, p) for p in patterns)
 
 
-def record(parameter: Tensor) -> Record:
-    """The record of a parameter's present values; computed once and cached until the values change."""
+def record(parameter: Tensor, now: State | None = None) -> Record:
+    """The record of a parameter's present values; computed once and cached until the values (its state) change."""
+    now = now or state(parameter)
     cached = _cache.get(parameter)
-    if cached and cached[0] == state(parameter):
+    if cached and cached[0] == now:
         return cached[1]
     dtype = str(parameter.dtype).removeprefix("torch.")
     values = parameter.detach()
     digests = {name: fingerprint(values.to(getattr(torch, name)))[:32] for name in (dtype, *_NARROWER.get(dtype, ()))}
     made = Record(tuple(parameter.shape), dtype, digests)
-    still(parameter, made)
+    still(parameter, made, now)
     return made
 
 
-def still(parameter: Tensor, known: Record) -> None:
+def still(parameter: Tensor, known: Record, now: State) -> None:
     """Says that a parameter holds the values of a known record again, so that no digest need be computed."""
-    _cache[parameter] = (state(parameter), known)
+    _cache[parameter] = (now, known)
 
 
-def state(parameter: Tensor) -> tuple[object, ...]:
+def state(parameter: Tensor) -> State:
     """Equal at two times only if nobody wrote to a parameter, moved it or cast it in between (except through `.data`).
 
     The weak reference keeps the address of a freed storage from being used again: `model.half().float()` may put
@@ -104,7 +101,7 @@ def state(parameter: Tensor) -> tuple[object, ...]:
     """
     storage = StorageWeakRef(parameter.untyped_storage())
     layout = (parameter.storage_offset(), parameter.shape, parameter.stride(), parameter.dtype)
-    return storage, *layout, parameter._version
+    return (storage, *layout), parameter._version
 
 
 def identity(model: nn.Module) -> dict[str, Record]:

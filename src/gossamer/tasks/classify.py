@@ -137,9 +137,9 @@ def _label_scores(guess: np.ndarray, gold: np.ndarray, labels: int) -> dict[str,
 
     accuracy = float(accuracy_score(gold, guess))
     if labels == 2:  # the second label, in order, is the positive one
-        f1 = float(f1_score(gold, guess, pos_label=1, average="binary", zero_division=0.0))
+        f1 = float(f1_score(gold, guess, pos_label=1, average="binary", zero_division=0))  # type: ignore[arg-type]
     else:
-        f1 = float(f1_score(gold, guess, labels=range(labels), average="macro", zero_division=0.0))
+        f1 = float(f1_score(gold, guess, labels=range(labels), average="macro", zero_division=0))  # type: ignore[arg-type]
     constant = len({*gold.tolist(), *guess.tolist()}) < 2  # no correlation with itself; the library warns
     matthews = 0.0 if constant else float(matthews_corrcoef(gold, guess))
     return {"accuracy": accuracy, "f1": f1, "accuracy_f1": (accuracy + f1) / 2, "matthews": matthews}
@@ -151,7 +151,7 @@ def _number_scores(guess: np.ndarray, gold: np.ndarray) -> dict[str, float]:
     if len(gold) < 2 or np.ptp(guess) == 0 or np.ptp(gold) == 0:  # correlation with a constant is not defined
         pearson = spearman = 0.0
     else:
-        pearson, spearman = float(pearsonr(guess, gold).statistic), float(spearmanr(guess, gold).statistic)
+        pearson, spearman = (float(correlate(guess, gold).statistic) for correlate in (pearsonr, spearmanr))  # type: ignore[attr-defined]
     return {"pearson_spearman": (pearson + spearman) / 2, "pearson": pearson, "spearman": spearman}
 
 

@@ -81,7 +81,10 @@ def fit(
     row = row_of(method)
     settled = settle(row, options)
     k = budget(row, count(model, head), density, k)
-    phases = row.plan(settled.get("rounds", 1))
+    rounds = settled.get("rounds", 1)
+    phases = row.plan(rounds)
+    if k is not None and k < rounds:
+        raise BadPlan(f"k={k} cannot grow over rounds={rounds}: each round adds at least one weight")
     left_out = [*exclude, *(norm_names(model) if row.skip_norms else [])]
     freeze = base_parameters(model).keys() - maskable(model, head, left_out).keys()
     about = {"method": row.name, "seed": seed, "options": settled, "exclude": list(exclude)}
@@ -105,7 +108,9 @@ def fit(
                 state.save(store, force=True)
             continue
         dense = phase.tunable == "dense"
-        tuned = Tuned(model, None if dense else state.support, on=on, start=state, head=head, freeze=freeze, about=about)
+        tuned = Tuned(
+            model, None if dense else state.support, on=on, start=state, head=head, freeze=freeze, about=about
+        )
         try:
             _train(trainer, tuned, phase, settled.get("l1", 0.0), resume, progress)
             result = tuned.delta("fp32")

@@ -70,8 +70,8 @@ class SparseLeaves:
             self.layer[name] = ((1.0, Sparse(tuple(weight.shape), indices.to(weight.device), leaf)),)  # type: ignore[index]
             container.register_parameter(name.replace(".", "/"), leaf)
         self._seen = {name: leaf._version for name, leaf in self.leaves.items()}
-        model.add_module(LEAVES, container)
         stack.push(self.layer)
+        model.add_module(LEAVES, container)
         self.active = True
         self._hooks = [register_optimizer_step_post_hook(self._after_step), *self._install()]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from gossamer.delta.apply import Stack
-from gossamer.delta.base import base_parameters, check, matches, outer_parameters
+from gossamer.delta.base import check, matches, outer_parameters
 from gossamer.delta.delta import Delta
 from gossamer.delta.patch import Dense, Patch, Sparse
 from gossamer.delta.support import Support
@@ -55,17 +55,18 @@ class Tuned:
         if on:
             check(on.base, self.identity, on.terms)
         self._mode = model.training
-        self._before = {id(p): (p, p.requires_grad) for p in model.parameters()}
+        self._before = [(p, p.requires_grad, p.grad) for p in model.parameters()]
         self._head_start = {name: p.detach().clone() for name, p in self.head.items()}
         stack.push(self._on)
-        for parameter, _ in self._before.values():
-            parameter.requires_grad_(False)
-        for name, parameter in self.head.items():
-            parameter.requires_grad_(True)
-            if start and name in start.head:
-                with torch.no_grad():
-                    parameter.copy_(start.head[name])
         try:
+            for parameter, _, _ in self._before:
+                parameter.requires_grad_(False)
+                parameter.grad = None
+            for name, parameter in self.head.items():
+                parameter.requires_grad_(True)
+                if start and name in start.head:
+                    with torch.no_grad():
+                        parameter.copy_(start.head[name])
             self.leaves = self._attach(support, start, list(freeze))
         except BaseException:
             self._release()
@@ -151,9 +152,9 @@ class Tuned:
         with torch.no_grad():
             for name, values in self._head_start.items():
                 self.head[name].copy_(values)
-        for parameter, wanted in self._before.values():
+        for parameter, wanted, grad in self._before:
             parameter.requires_grad_(wanted)
-            parameter.grad = None
+            parameter.grad = grad
         self.model.train(self._mode)
 
     def _check_open(self) -> None:
@@ -169,13 +170,13 @@ def head_parameters(model: nn.Module, head: bool | Iterable[str]) -> dict[str, n
         output = getattr(model, "get_output_embeddings", lambda: None)()  # a language model's output is pretrained
         return {} if output is not None else outer_parameters(model)
     patterns = [head] if isinstance(head, str) else list(head)
-    found = {name: p for name, p in model.named_parameters() if matches(name, patterns)}
+    everything = list(model.named_parameters(remove_duplicate=False))
+    found = {name: p for name, p in everything if matches(name, patterns)}
     if not found:
         raise BadPlan(
             f"head={patterns} matches no parameter; the model has {', '.join(list(outer_parameters(model))[:6])}"
         )
-    tied = _ids(found) & _ids(base_parameters(model, head=patterns))
-    if tied:
+    if _ids(found) & {id(p) for name, p in everything if not matches(name, patterns)}:
         raise BadPlan(f"head={patterns} is tied to a weight of the backbone and cannot be trained apart from it")
     return found
 
