@@ -21,6 +21,10 @@ class BadPlan(GossamerError):
     """A request that cannot be carried out: unknown method, impossible density, contradicting options."""
 
 
+class Diverged(GossamerError):
+    """Training produced NaN or infinite values."""
+
+
 class NotLinear(GossamerError):
     """Arithmetic was asked of something that does not add or scale."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,7 @@ def test_the_whole_job(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_every_example_of_every_help_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     call(FIT, capsys)
+    shutil.rmtree("merged", ignore_errors=True)
     for verb, examples in EXAMPLES.items():
         status, out, _ = call(f"{verb} --help", capsys)
         assert status == 0

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import gossamer as gs
-from gossamer.train.checkpoint import MARKER, latest
+from gossamer.train.checkpoint import latest, seal, unseal
 from gossamer.train.config import FitConfig
 from gossamer.train.job import run_fit
 from tests.tiny import base_directory, rows
@@ -65,14 +65,18 @@ def test_two_uninterrupted_runs_agree(place: Path, whole: gs.Delta, tmp_path: Pa
     assert other != whole
 
 
-def test_a_checkpoint_counts_only_once_it_is_sealed(tmp_path: Path) -> None:
-    for step in (2, 4, 10):
+def test_a_checkpoint_counts_only_once_it_is_sealed_and_for_its_own_run(tmp_path: Path) -> None:
+    for step in (2, 4, 10, 12):
         (tmp_path / f"checkpoint-{step}").mkdir()
-    (tmp_path / "checkpoint-2" / MARKER).write_text("{}")
-    (tmp_path / "checkpoint-4" / MARKER).write_text("{}")
-    assert latest(tmp_path) == tmp_path / "checkpoint-4"
-    assert not (tmp_path / "checkpoint-10").exists()
-    assert latest(tmp_path / "nowhere") is None
+    mine, other = {"phase": 0}, {"phase": 1}
+    for step, facts in ((2, mine), (4, mine), (12, other)):
+        seal(tmp_path / f"checkpoint-{step}", facts)
+    assert latest(tmp_path, mine) == tmp_path / "checkpoint-4"
+    assert latest(tmp_path, other) == tmp_path / "checkpoint-12"
+    assert (tmp_path / "checkpoint-10").exists(), "what is not ours is not removed"
+    unseal(tmp_path)
+    assert latest(tmp_path, mine) is None
+    assert latest(tmp_path / "nowhere", mine) is None
 
 
 def test_refusals(place: Path, tmp_path: Path) -> None:
@@ -83,8 +87,8 @@ def test_refusals(place: Path, tmp_path: Path) -> None:
     partial.mkdir()
     with pytest.raises(gs.GossamerError, match="unfinished run"):
         run_fit(FitConfig(**config))
-    (partial / "settings.json").write_text(json.dumps(FitConfig(**{**config, "seed": 7}).facts()))
-    with pytest.raises(gs.GossamerError, match="other settings"):
+    (partial / "settings.json").write_text(json.dumps({**FitConfig(**{**config, "seed": 7}).facts(), "data": "other"}))
+    with pytest.raises(gs.GossamerError, match="data, seed changed since"):
         run_fit(FitConfig(**config, resume=True))
     shutil.rmtree(partial)
     (tmp_path / "delta.safetensors").write_text("precious")

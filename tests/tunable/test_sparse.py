@@ -12,7 +12,7 @@ import gossamer as gs
 from gossamer.delta.apply import applied
 from gossamer.delta.base import base_parameters
 from gossamer.delta.support import Support
-from gossamer.errors import BadPlan, Clash
+from gossamer.errors import BadPlan, Clash, Diverged
 from gossamer.tunable.tuned import Tuned
 from tests.tiny import batches, bits, classifier, same_bits
 
@@ -292,7 +292,7 @@ def test_refusals() -> None:
         with pytest.raises(BadPlan, match="bf16"):
             tuned.delta("int3")
         next(iter(tuned.leaves.parameters())).data.fill_(float("nan"))
-        with pytest.raises(BadPlan, match="diverged"):
+        with pytest.raises(Diverged, match="diverged"):
             tuned.delta()
     with pytest.raises(BadPlan, match="over"):
         tuned.delta()

@@ -16,6 +16,7 @@ from gossamer.analyze.where import plot
 from gossamer.cli.output import console, notes, progress, quiet, size, table
 from gossamer.delta.delta import Delta
 from gossamer.delta.store import load
+from gossamer.errors import GossamerError
 
 SENTENCES = (
     "Close the socket and wait until the remote host has acknowledged the request.",
@@ -82,7 +83,7 @@ def demo(
             delta = train_delta(config, bench, training, [], watch=watch, progress=bar,
                                 say=lambda text: notes.print(f"[dim]{text}[/]"))  # fmt: skip
         both = time.monotonic() - started
-    scores, baseline = bench.score(delta, testing), task.baseline(training, testing)
+    scores, baseline = bench.score(delta, testing), task.baseline(testing)
     delta = replace(delta, about={**delta.about, "base": "minilm", "task": task.describe(), "scores": dict(scores),
                                   "baseline": dict(baseline)})  # fmt: skip
     nbytes = delta.save(path, force=True)
@@ -96,8 +97,8 @@ def demo(
     for sentence, answer in zip(SENTENCES, answers, strict=True):
         console.print(f"  [bold]{answer['label']}[/] ({answer['probability']:.2f})  {sentence}", highlight=False)
     same = all(torch.equal(a, b) for a, b in zip(before, _bits(bench.model), strict=True))
-    assert again == delta.coalesce(), "the file does not hold what was trained"
-    assert same, "the base has changed"
+    if again != delta.coalesce() or not same:
+        raise GossamerError("the file does not hold what was trained, or the base has changed: please report this")
     plot(again, out / "where.png")
     console.print(f"the base is bit-identical to what it was: {same}")
     console.print(f"{path} ({size(nbytes)}), {out / 'where.png'}; {time.monotonic() - began:.0f} s in all")

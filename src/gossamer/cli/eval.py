@@ -37,7 +37,7 @@ def eval(
     table = read(data)
     loaded, bench = open_delta(delta, base)
     examples = bench.task.encode(bench.tokenizer, table)
-    scores, baseline = bench.score(loaded, examples), bench.task.baseline(examples, examples)
+    scores, baseline = bench.score(loaded, examples), bench.task.baseline(examples)
     if json:
         emit(
             {"scores": dict(scores), "baseline": dict(baseline), "metric": bench.task.metric, "examples": len(examples)}

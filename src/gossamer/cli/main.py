@@ -23,6 +23,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         from cyclopts import App, CycloptsError
         from rich.console import Console
         from rich.markup import escape
+        from safetensors import SafetensorError
     except ImportError as error:
         print(
             f"gossamer: the command line needs {error.name}; install it with: pip install 'gossamer[cli]'",
@@ -48,6 +49,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except GossamerError as error:
         complain.print(f"[bold red]gossamer:[/] {escape(str(error))}")
         return 2 if isinstance(error, BadPlan) else 1
+    except (OSError, SafetensorError) as error:
+        complain.print(f"[bold red]gossamer:[/] {escape(str(error))}; is there space, and may it be written?")
+        return 1
     except KeyboardInterrupt:
         complain.print("stopped; go on with the same command and --resume")
         return 130

@@ -34,6 +34,8 @@ def merge(
     """
     if out.exists() and not force:
         raise Clash(f"{out} exists; choose another --out, or replace it with --force")
+    if out.exists() and not (out / "config.json").is_file():
+        raise Clash(f"{out} is no model directory, so --force does not replace it; choose another --out")
     quiet()
     from gossamer.delta.apply import merge as write
     from gossamer.train.job import open_delta
@@ -42,9 +44,12 @@ def merge(
     write(bench.model, loaded)
     beside = out.with_name(f".{out.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
-    bench.model.save_pretrained(beside)  # type: ignore[operator]
-    bench.tokenizer.save_pretrained(beside)
-    if out.exists():
-        shutil.rmtree(out)
-    beside.rename(out)
+    try:
+        bench.model.save_pretrained(beside)  # type: ignore[operator]
+        bench.tokenizer.save_pretrained(beside)
+        if out.exists():
+            shutil.rmtree(out)
+        beside.rename(out)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
     console.print(f"{out}: a {type(bench.model).__name__} with its tokenizer")

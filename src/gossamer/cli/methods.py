@@ -7,7 +7,6 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from gossamer.cli.output import console, emit
-from gossamer.train.plan import Fit
 from gossamer.train.plan import methods as rows
 
 
@@ -24,7 +23,7 @@ def methods(*, json: Annotated[bool, Parameter(negative=())] = False) -> None:
             "method": row.name,
             "group": row.group,
             "what": row.line,
-            "rates": [phase.lr for phase in row.phases if isinstance(phase, Fit)],
+            "rates": [phase.lr for phase in row.fits],
             "options": row.options,
             "source": row.source,
         }

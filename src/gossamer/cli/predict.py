@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
+from rich.markup import escape
 
 from gossamer.cli.output import console, emit, quiet
 from gossamer.errors import BadPlan
@@ -61,4 +62,4 @@ def predict(
         return
     for given, answer in zip(rows, answers, strict=True):
         said = f"{answer['value']:.3f}" if "value" in answer else f"{answer['label']} ({answer['probability']:.2f})"
-        console.print(f"[bold]{said}[/]  " + " · ".join(given.values()), highlight=False)
+        console.print(f"[bold]{escape(said)}[/]  {escape(' · '.join(given.values()))}", highlight=False)

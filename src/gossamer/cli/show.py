@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
+from rich.markup import escape
 
 from gossamer.analyze.where import by_layer, where
 from gossamer.analyze.where import plot as draw
@@ -79,7 +80,7 @@ def show(
     if facts["on"]:
         lines.append(("on top of", ", ".join(part["file"] for part in facts["on"])))
     for name, value in lines:
-        console.print(f"[bold]{name:>18}[/]  {value}", highlight=False)
+        console.print(f"[bold]{name:>18}[/]  {escape(str(value))}", highlight=False)
     if facts["scores"]:
         console.print(scores_table("scores after training", facts["scores"], facts["baseline"], task.get("metric", "")))
     rows = [[layer, f"{n:,}", f"{c:,}", f"{c / n:.3%}", f"{norm:.3g}"] for layer, (n, c, norm) in layers.items()]

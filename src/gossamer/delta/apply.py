@@ -49,6 +49,8 @@ def apply(model: nn.Module, delta: Delta, *, head: bool = True) -> Applied:
     stack = Stack.over(model)
     check(delta.base, stack.identity(), delta.terms)
     kept = _fit_head(model, delta.head) if head else {}
+    if kept and stack.tuned:
+        raise Clash("a tuning trains this model's head; leave its `with` first, or apply with head=False")
     handle = Applied(model, stack, dict(delta.terms), {name: p.detach().clone() for name, p in kept.items()})
     stack.push(handle.layer)
     with torch.no_grad():
@@ -127,6 +129,16 @@ class Site:
                 patch.add_to(total, coefficient)
         return total
 
+    def rounded(self, terms: Terms) -> Tensor:
+        """base + Σ coefficient · patch at the kept entries, rounded once to the parameter's dtype."""
+        coefficient, patch = terms[0] if len(terms) == 1 else (0.0, None)
+        if coefficient == 1.0 and isinstance(patch, Sparse) and patch.indices is self.where:
+            values = patch.values.detach()
+            same = values.device == self.kept.device == self.parameter.device
+            if same and self.parameter.dtype == self.kept.dtype == torch.float32 and values.dtype != torch.float64:
+                return self.kept + values  # a single float32 addition is rounded once by itself
+        return round_once(self.total(terms), self.parameter.dtype)
+
     def _slots(self, indices: Tensor) -> Tensor:
         if id(indices) not in self.slots:
             here = indices.to(self.parameter.device)
@@ -170,6 +182,8 @@ class Stack:
         self.layers: list[Layer] = []
         self.heads: list[Layer] = []  # those of the layers that came with a head
         self.sites: dict[str, Site] = {}
+        self.tuned = False  # whether a tuning is attached, which owns the head
+        self.lent = False  # whether an optimizer writes the weights themselves (dense tuning)
         self.parameters = base_parameters(model)
 
     @staticmethod
@@ -187,6 +201,10 @@ class Stack:
 
     def push(self, layer: Layer) -> None:
         """Adds a layer on top and writes every entry that it touches."""
+        if self.lent:
+            raise Clash(
+                "a full fine-tuning holds this model's weights; leave its `with` first, or use tuned.disabled()"
+            )
         self._fits(layer)
         done: list[str] = []
         try:
@@ -209,7 +227,7 @@ class Stack:
         """Writes base + Σ layers anew, for layers whose values have changed."""
         for name in names:
             site = self.sites[name]
-            site.write(round_once(site.total(self._terms(name)), site.parameter.dtype))
+            site.write(site.rounded(self._terms(name)))
 
     def beneath(self, name: str) -> Tensor:
         """base + Σ layers at the kept entries of a parameter, float64, before rounding."""

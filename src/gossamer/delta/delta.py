@@ -6,9 +6,11 @@ drop out, and everything is coalesced once, in float64, when applied or saved. H
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from os import PathLike
 from typing import Any
 
@@ -68,8 +70,9 @@ class Delta:
         return self if other == 0 else NotImplemented  # so that sum(deltas) works
 
     def __mul__(self, coefficient: float) -> Delta:
-        if not isinstance(coefficient, (int, float)) or not math.isfinite(coefficient):
+        if not isinstance(coefficient, Real) or not math.isfinite(coefficient):
             raise NotLinear(f"a delta is scaled by a finite number, not by {coefficient!r}")
+        coefficient = float(coefficient)
         terms = {name: tuple((coefficient * c, patch) for c, patch in terms) for name, terms in self.terms.items()}
         return replace(self, terms=terms, about=_scaled(self.about, coefficient))
 
@@ -136,6 +139,12 @@ class Delta:
     def m(self) -> int:
         """Number of weights of the base; 0 when the base is not known."""
         return sum(math.prod(known.shape) for known in self.base.values())
+
+    @property
+    def digest(self) -> str:
+        """128 bits in hex of the change itself (names, coefficients, patches); head and provenance take no part."""
+        keys = (f"{name}{c!r}{patch.key}" for name, terms in self.terms.items() for c, patch in terms)
+        return hashlib.sha256("".join(keys).encode()).hexdigest()[:32]
 
     @property
     def density(self) -> float:

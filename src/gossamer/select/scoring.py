@@ -8,12 +8,12 @@ weights. A fresh head would rank its own noise, so it is trained first, for scor
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gossamer.delta.snapshot import Snapshot
 from gossamer.errors import BadData, BadPlan
 
 Batch = Mapping[str, Any]
@@ -57,7 +57,9 @@ def accumulate(
     if not batches:
         raise BadData("no examples to score with: data= is empty")
     scores = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
-    with _as_it_was(model, head or {}):
+    before = Snapshot(model, (head or {}).values())
+    model.eval()
+    try:
         if head and warmup:
             _warm_up(model, head, batches, loss, warmup)
         for p in model.parameters():
@@ -73,6 +75,8 @@ def accumulate(
         finally:
             for hook in hooks:
                 hook.remove()
+    finally:
+        before.restore()
     return scores
 
 
@@ -96,29 +100,6 @@ def _warm_up(model: nn.Module, head: Mapping[str, nn.Parameter], batches: list[B
         loss(model, batches[step % len(batches)]).backward()
         optimizer.step()
     optimizer.zero_grad()
-
-
-@contextmanager
-def _as_it_was(model: nn.Module, head: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Eval mode inside; outside, mode, requires_grad, gradients and the head's values are as before."""
-    modes = {module: module.training for module in model.modules()}
-    state = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    buffers = [(b, b.detach().clone()) for b in model.buffers()]
-    outer = [(p, p.detach().clone()) for p in head.values()]
-    for p, _, _ in state:
-        p.grad = None
-    model.eval()
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for p, values in outer + buffers:
-                p.copy_(values)
-        for p, wanted, grad in state:
-            p.requires_grad_(wanted)
-            p.grad = grad
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _first(data: Iterable[Batch], examples: int) -> Iterator[Batch]:

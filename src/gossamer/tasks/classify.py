@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from gossamer.errors import BadData, BadPlan
+from gossamer.errors import BadData, BadFile, BadPlan
 from gossamer.tasks.pretrained import load_model
 from gossamer.tasks.readers import Table, size
 
@@ -31,6 +31,7 @@ class Classify:
     labels: tuple[str, ...] | None
     metric: str
     max_length: int = 128
+    usual: str | float | None = None  # training's most frequent label, or its mean: what the baseline answers
     name: str = "classify"
 
     @classmethod
@@ -62,14 +63,20 @@ class Classify:
             )
         if labels is not None and len(labels) == 1:
             raise BadData(f"every example has the label {labels[0]!r}; at least two different labels are needed")
-        return cls(found, label, labels, metric or allowed[0], max_length)
+        usual = float(np.mean(_numbers(train, label))) if number else Counter(_names(train, label)).most_common(1)[0][0]
+        return cls(found, label, labels, metric or allowed[0], max_length, usual)
 
     @classmethod
     def read(cls, description: Mapping[str, Any]) -> Classify:
-        """The task that `describe` described."""
-        known = dict(description)
-        labels = known.pop("labels")
-        return cls(**{**known, "fields": tuple(known["fields"]), "labels": tuple(labels) if labels else None})
+        """The task that `describe` described. Raises BadFile when it is of another kind."""
+        try:
+            known = dict(description)
+            labels = known.pop("labels")
+            return cls(**{**known, "fields": tuple(known["fields"]), "labels": tuple(labels) if labels else None})
+        except (KeyError, TypeError) as error:
+            raise BadFile(
+                f"the delta describes its task in a way that this gossamer does not know ({error}); upgrade it"
+            ) from None
 
     def describe(self) -> dict[str, Any]:
         """Plain JSON, for the delta's file."""
@@ -113,14 +120,13 @@ class Classify:
             return _number_scores(outputs.reshape(-1).astype(float), gold)
         return _label_scores(outputs.argmax(-1), gold, len(self.labels))
 
-    def baseline(self, train: list[dict[str, Any]], test: list[dict[str, Any]]) -> dict[str, float]:
+    def baseline(self, encoded: list[dict[str, Any]]) -> dict[str, float]:
         """The scores of always answering with training's most frequent label (or its mean)."""
-        gold = [example["labels"] for example in train]
         if self.labels is None:
-            return self.scores(np.full((len(test), 1), float(np.mean(gold))), test)
-        outputs = np.zeros((len(test), len(self.labels)))
-        outputs[:, Counter(gold).most_common(1)[0][0]] = 1.0
-        return self.scores(outputs, test)
+            return self.scores(np.full((len(encoded), 1), float(self.usual or 0.0)), encoded)
+        outputs = np.zeros((len(encoded), len(self.labels)))
+        outputs[:, self.labels.index(str(self.usual))] = 1.0
+        return self.scores(outputs, encoded)
 
     def answers(self, outputs: np.ndarray) -> list[dict[str, Any]]:
         """One readable answer an example: the label and its probability, or the number."""
@@ -185,7 +191,7 @@ def _text(value: Any, name: str, row: int) -> str:
 def _filled(table: Table, name: str) -> list[Any]:
     values = _column(table, name)
     for row, value in enumerate(values):
-        if value is None or value == "":
+        if value is None or value == "" or value != value:  # NaN, as Parquet may hold
             raise BadData(f"column {name!r}, row {row + 1} has no label; remove the row or fill it in")
     return values
 
@@ -202,7 +208,9 @@ def _fractional(values: list[Any]) -> bool:
 def _names(table: Table, name: str) -> list[str]:
     """Labels as text: what is written, and 1, 1.0 and True as "1"."""
     whole = (bool, int, float)
-    return [str(int(v)) if isinstance(v, whole) and v == int(v) else str(v) for v in _filled(table, name)]
+    return [
+        str(int(v)) if isinstance(v, whole) and np.isfinite(v) and v == int(v) else str(v) for v in _filled(table, name)
+    ]
 
 
 def _numbers(table: Table, name: str) -> list[float]:

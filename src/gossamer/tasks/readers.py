@@ -101,8 +101,9 @@ def _columns(rows: Iterable[Any], path: Path) -> Table:
     for count, row in enumerate(rows):
         if not isinstance(row, dict):
             raise BadData(f"{path}: row {count + 1} is a {type(row).__name__}; expected an object with named fields")
-        for name in row.keys() - table.keys():
-            table[name] = [None] * count
+        for name in row:  # in the order of the file, which decides what is the first text
+            if name not in table:
+                table[name] = [None] * count
         for name, values in table.items():
             values.append(row.get(name))
     return table

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import torch
 from transformers import TrainerCallback
 
-from gossamer.errors import BadPlan
-from gossamer.train.checkpoint import seal
+from gossamer.errors import Diverged
+from gossamer.train.checkpoint import Facts, seal
 from gossamer.train.plan import Fit
 from gossamer.tunable.tuned import Tuned
 
@@ -32,8 +32,10 @@ class Progress(Protocol):
 class PhaseCallback(TrainerCallback):
     """See the module. One a phase."""
 
-    def __init__(self, tuned: Tuned, phase: Fit, *, l1: float = 0.0, progress: Progress | None = None) -> None:
-        self.tuned, self.phase, self.l1, self.progress = tuned, phase, l1, progress
+    def __init__(
+        self, tuned: Tuned, phase: Fit, facts: Facts, *, l1: float = 0.0, progress: Progress | None = None
+    ) -> None:
+        self.tuned, self.phase, self.facts, self.l1, self.progress = tuned, phase, facts, l1, progress
         self._penalty: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -60,14 +62,14 @@ class PhaseCallback(TrainerCallback):
         loss = (logs or {}).get("loss")
         norm = (logs or {}).get("grad_norm")
         if any(isinstance(value, float) and not math.isfinite(value) for value in (loss, norm)):
-            raise BadPlan(
+            raise Diverged(
                 f"training diverged at step {state.global_step}: loss {loss}, gradient norm {norm}; lower the learning "
                 "rate, and look for broken examples"
             )
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}", {"step": state.global_step})
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.facts)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._penalty is not None:

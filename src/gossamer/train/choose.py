@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,11 +19,24 @@ from gossamer.select.scoring import Batch, Loss, accumulate, model_loss
 from gossamer.select.uniform import uniform
 from gossamer.tunable.tuned import head_parameters
 
-Patterns = Iterable[str]
+Patterns = str | Iterable[str]
+
+
+def listed(patterns: Patterns) -> list[str]:
+    """Name patterns as a list; a single one may be given as a string."""
+    return [patterns] if isinstance(patterns, str) else list(patterns)
 
 
 def maskable(model: nn.Module, head: bool | Patterns, exclude: Patterns) -> dict[str, nn.Parameter]:
-    """The weights that may be chosen: the backbone without what belongs to the head and what is excluded."""
+    """The weights that may be chosen: the backbone without what belongs to the head and what is excluded.
+
+    Raises:
+        BadPlan: a pattern that matches nothing (a typing mistake would train what it meant to spare), or nothing left.
+    """
+    exclude = listed(exclude)
+    for pattern in exclude:
+        if not any(matches(name, [pattern]) for name in base_parameters(model)):
+            raise BadPlan(f"exclude={pattern!r} matches no weight of the backbone; named_parameters() lists them")
     mine = {id(p) for p in head_parameters(model, head).values()}
     found = {n: p for n, p in base_parameters(model).items() if id(p) not in mine and not matches(n, exclude)}
     if not found:
@@ -31,9 +45,9 @@ def maskable(model: nn.Module, head: bool | Patterns, exclude: Patterns) -> dict
 
 
 def norm_names(model: nn.Module) -> list[str]:
-    """Names of the parameters of normalization layers: modules whose class is called …Norm."""
+    """Names of the parameters of normalization layers: modules whose class is called …Norm, or …Norm1d and so on."""
     names = {id(p): n for n, p in base_parameters(model).items()}
-    layers = (m for m in model.modules() if type(m).__name__.endswith("Norm"))
+    layers = (m for m in model.modules() if re.search(r"Norm(\dd)?$", type(m).__name__))
     return sorted({names[id(p)] for layer in layers for p in layer.parameters(recurse=False) if id(p) in names})
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticUndefined
 
 from gossamer.errors import BadPlan
 from gossamer.train.plan import row_of, settle
@@ -16,7 +17,7 @@ from gossamer.train.plan import row_of, settle
 class FitConfig(BaseModel):
     """Every setting of a fine-tuning. None means: the method's or the data's own."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     base: str
     train: str
@@ -51,14 +52,8 @@ class FitConfig(BaseModel):
 
     @model_validator(mode="after")
     def _agree(self) -> FitConfig:
-        if self.density is not None and self.k is not None:
-            raise ValueError(f"density={self.density} and k={self.k} were both given; give one")
-        if self.out.suffix != ".safetensors":
-            raise ValueError(f"out={self.out}: a delta is one file whose name ends in .safetensors")
-        try:
-            settle(row_of(self.method), dict(self.options))
-        except BadPlan as error:
-            raise ValueError(str(error)) from None
+        if mistakes := contradictions(self.model_dump()):
+            raise ValueError("; ".join(mistakes))
         return self
 
     @property
@@ -93,16 +88,51 @@ def gather(recipe: Path | None, flags: Mapping[str, Any], overrides: Iterable[st
             if not isinstance(place, dict):
                 mistakes.append(f"{override!r}: {parent} is a single value")
                 place = {}
-        place[last] = yaml.safe_load(text)
+        try:
+            place[last] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            mistakes.append(f"{override!r}: {text!r} is no YAML value")
     settings |= {name: value for name, value in flags.items() if value is not None}
     made = None
     try:
         made = FitConfig(**settings)
     except ValidationError as error:
-        mistakes += [_mistake(detail) for detail in error.errors()]
+        found = [_mistake(detail) for detail in error.errors() if detail["loc"]]
+        mistakes += found + contradictions(
+            {name: field.default for name, field in FitConfig.model_fields.items()} | settings
+        )
     if made is None or mistakes:
         raise BadPlan("the settings have mistakes:\n" + "\n".join(f"  · {mistake}" for mistake in mistakes))
     return made
+
+
+def contradictions(settings: Mapping[str, Any]) -> list[str]:
+    """What is wrong with settings beyond the kind of each: all of it, also where some are of a wrong kind."""
+    found = []
+    given = {name for name, value in settings.items() if value is not None}
+    if {"density", "k"} <= given:
+        found.append(f"density={settings['density']} and k={settings['k']} were both given; give one")
+    if {"epochs", "steps"} <= given:
+        found.append(f"epochs={settings['epochs']} and steps={settings['steps']} were both given; give one")
+    if settings["resume"] and settings["force"]:
+        found.append("resume goes on with a run and force drops it; give one")
+    if Path(str(settings["out"])).suffix != ".safetensors" and settings["out"] is not PydanticUndefined:
+        found.append(f"out={settings['out']}: a delta is one file whose name ends in .safetensors")
+    try:
+        row = row_of(settings["method"])
+    except BadPlan as error:
+        return [*found, str(error)]
+    if not row.counted and {"density", "k"} & given:
+        found.append(f"{row.name} trains a fixed set of weights and takes neither density nor k")
+    if not any(phase.tunable == "dense" for phase in row.fits[:-1]) and {"full_epochs", "full_lr"} & given:
+        found.append(f"{row.name} has no dense first phase, so full_epochs and full_lr mean nothing to it")
+    try:
+        settle(row, dict(settings["options"]))
+    except BadPlan as error:
+        found.append(str(error))
+    except (TypeError, ValueError):
+        pass  # options is no mapping: its kind is a mistake of its own
+    return found
 
 
 def _recipe(path: Path) -> dict[str, Any]:
@@ -110,8 +140,8 @@ def _recipe(path: Path) -> dict[str, Any]:
         loaded = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise BadPlan(f"the recipe {path} cannot be read as YAML: {error}") from None
-    if not isinstance(loaded, dict):
-        raise BadPlan(f"the recipe {path} holds a {type(loaded).__name__}; expected names and values")
+    if not isinstance(loaded, dict) or not all(isinstance(name, str) for name in loaded):
+        raise BadPlan(f"the recipe {path} holds no settings; expected lines of the form name: value")
     return loaded
 
 

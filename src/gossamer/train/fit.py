@@ -10,6 +10,7 @@ is all that is kept on disk between phases, as an ordinary delta file.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -20,19 +21,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gossamer.delta.apply import Stack
 from gossamer.delta.base import base_parameters
 from gossamer.delta.delta import Delta
 from gossamer.delta.patch import Dense, Sparse
 from gossamer.delta.store import load
 from gossamer.delta.support import Support
+from gossamer.delta.topk import check_k
 from gossamer.errors import BadPlan
 from gossamer.select.change import change
 from gossamer.select.scoring import Batch, Loss
-from gossamer.train.checkpoint import latest
-from gossamer.train.choose import Patterns, choose, maskable, norm_names
+from gossamer.train.checkpoint import Facts, latest, unseal
+from gossamer.train.choose import Patterns, choose, listed, maskable, norm_names
 from gossamer.train.plan import Choose, Fit, Phase, budget, row_of, settle
 from gossamer.train.tune import beneath, count
-from gossamer.tunable.tuned import Tuned
+from gossamer.tunable.tuned import Tuned, head_parameters
 
 Factory = Callable[..., Any]  # model[, phase] → an object with .train()
 Watch = Callable[[Fit, Delta], None]
@@ -80,16 +83,21 @@ def fit(
     """
     row = row_of(method)
     settled = settle(row, options)
+    exclude = listed(exclude)
     k = budget(row, count(model, head), density, k)
     rounds = settled.get("rounds", 1)
     phases = row.plan(rounds)
     if k is not None and k < rounds:
         raise BadPlan(f"k={k} cannot grow over rounds={rounds}: each round adds at least one weight")
     left_out = [*exclude, *(norm_names(model) if row.skip_norms else [])]
-    freeze = base_parameters(model).keys() - maskable(model, head, left_out).keys()
-    about = {"method": row.name, "seed": seed, "options": settled, "exclude": list(exclude)}
+    available = maskable(model, head, left_out)
+    if k is not None:
+        check_k(k, sum(p.numel() for p in available.values()))
+    freeze = base_parameters(model).keys() - available.keys()
+    about = {"method": row.name, "seed": seed, "options": settled, "exclude": exclude}
+    plan = {**about, "k": k, "on": on.digest if on else None, "base": _digest(model, head)}
     store = Path(checkpoint) / "progress.safetensors" if checkpoint else None
-    state = _begin(store if resume else None, {**about, "k": k})
+    state = _begin(store, plan, resume)
     result, moved = state, None
     for at, phase in enumerate(phases):
         if at < state.about["next"]:
@@ -112,7 +120,7 @@ def fit(
             model, None if dense else state.support, on=on, start=state, head=head, freeze=freeze, about=about
         )
         try:
-            _train(trainer, tuned, phase, settled.get("l1", 0.0), resume, progress)
+            _train(trainer, tuned, phase, {"plan": plan, "phase": at}, settled.get("l1", 0.0), resume, progress)
             result = tuned.delta("fp32")
         finally:
             tuned.detach()
@@ -127,8 +135,16 @@ def fit(
     return replace(result, about={**about, "m": result.m, "k": result.k}).rounded(values)
 
 
-def _begin(store: Path | None, plan: dict[str, Any]) -> Delta:
-    """What the last finished step of an interrupted run left, or nothing yet."""
+def _digest(model: nn.Module, head: bool | Patterns) -> str:
+    """Of the base and of which parameters are the head: what a run is resumed with must be what it was begun with."""
+    known = [(name, sorted(record.digests.items())) for name, record in Stack.over(model).identity().items()]
+    return hashlib.sha256(repr((known, sorted(head_parameters(model, head)))).encode()).hexdigest()[:32]
+
+
+def _begin(store: Path | None, plan: dict[str, Any], resume: bool) -> Delta:
+    """What the last finished step of an interrupted run left, or nothing yet; a run that starts anew forgets it."""
+    if store and not resume:
+        store.unlink(missing_ok=True)
     if store is None or not store.exists():
         return Delta({}, about={"plan": plan, "next": 0})
     state = load(store)
@@ -160,14 +176,18 @@ def _widen(model: nn.Module, state: Delta, chosen: Support, following: int) -> D
     return replace(wider.coalesce(), base=state.base, head=state.head, about={**state.about, "next": following})
 
 
-def _train(trainer: Factory, tuned: Tuned, phase: Fit, l1: float, resume: bool, progress: Any) -> None:
+def _train(trainer: Factory, tuned: Tuned, phase: Fit, facts: Facts, l1: float, resume: bool, progress: Any) -> None:
     built = trainer(tuned.model, phase) if _takes_phase(trainer) else trainer(tuned.model)
     sealed = None
     if hasattr(built, "add_callback") and hasattr(built, "args"):
         from gossamer.train.callback import PhaseCallback  # transformers is imported only where its Trainer is used
 
-        built.add_callback(PhaseCallback(tuned, phase, l1=l1, progress=progress))
-        sealed = latest(Path(built.args.output_dir)) if resume else None
+        built.add_callback(PhaseCallback(tuned, phase, facts, l1=l1, progress=progress))
+        folder = Path(built.args.output_dir)
+        if resume:
+            sealed = latest(folder, facts)
+        else:
+            unseal(folder)
     elif l1:
         raise BadPlan(
             f"l1={l1} needs a transformers Trainer; in a loop of your own, use tune() and tuned.l1(optimizer, λ)"

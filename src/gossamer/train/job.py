@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -22,7 +23,7 @@ from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, Trai
 from gossamer.delta.apply import applied
 from gossamer.delta.delta import Delta
 from gossamer.delta.store import atomic, load
-from gossamer.errors import BadData, BadPlan, Clash
+from gossamer.errors import BadData, BadPlan, Clash, Diverged
 from gossamer.tasks.infer import outputs
 from gossamer.tasks.pretrained import load_tokenizer
 from gossamer.tasks.readers import read
@@ -90,18 +91,18 @@ def run_fit(config: FitConfig, *, progress: Progress | None = None, say: Say = l
                      max_length=config.max_length)  # fmt: skip
     held_out = read(config.eval) if config.eval else None
     on = [load(path) for path in config.on]
+    under = reduce(add, [replace(part, head={}) for part in on]) if on else None  # their heads are for their own tasks
     bench = Bench.set_up(task, config.base, config.seed)
     train = task.encode(bench.tokenizer, table)
     test = task.encode(bench.tokenizer, held_out) if held_out else []
-    _record(config)
+    _record(config, [table, held_out])
     try:
-        delta = train_delta(config, bench, train, test, on=reduce(add, on) if on else None, progress=progress, say=say)
-    except (BadPlan, BadData):
+        delta = train_delta(config, bench, train, test, on=under, progress=progress, say=say)
+    except (BadPlan, BadData, Diverged):
         shutil.rmtree(config.partial, ignore_errors=True)  # resuming would only meet the same mistake
         raise
-    stacked = reduce(add, [replace(part, head={}) for part in on], delta) if on else delta
-    scores = bench.score(stacked, test) if test else {}
-    baseline = task.baseline(train, test) if test else {}
+    scores = bench.score(delta + under if under else delta, test) if test else {}
+    baseline = task.baseline(test) if test else {}
     delta = replace(delta, about={**delta.about, **_about(config, task, scores, baseline, on)})
     nbytes = delta.save(config.out, force=config.force)
     shutil.rmtree(config.partial, ignore_errors=True)
@@ -128,12 +129,16 @@ def train_delta(
         say(f"phase {phase.index + 1}: {phase.tunable}, rate {arguments.learning_rate:g}, {_length(config, arguments)}, "
             f"{phase.schedule} schedule, batches of {config.batch_size * config.accumulate}")  # fmt: skip
         built = Trainer(model, arguments, train_dataset=train, eval_dataset=test or None,  # type: ignore[arg-type]
-                        data_collator=bench.collate,
-                        compute_metrics=lambda found: dict(bench.task.scores(_first(found.predictions), test)))  # fmt: skip
+                        data_collator=bench.collate, compute_metrics=measure)  # fmt: skip
         built.remove_callback(PrinterCallback)
         return built
 
-    last = next(phase.tunable for phase in reversed(row_of(config.method).phases) if isinstance(phase, Fit))
+    def measure(found: Any) -> dict[str, float]:
+        # Trainer groups held-out examples by length too, so their labels come back in its order, not in the file's
+        gold = [{"labels": label} for label in found.label_ids]
+        return dict(bench.task.scores(_first(found.predictions), gold))
+
+    last = row_of(config.method).fits[-1].tunable
     loader = DataLoader(train, batch_size=config.batch_size, collate_fn=bench.collate)  # type: ignore[arg-type]
     return fit(bench.model, config.method, trainer=trainer, density=config.density, k=config.k, data=loader, on=on,
                head=bench.head, exclude=config.exclude, values=config.values, seed=config.seed, checkpoint=config.partial,
@@ -162,7 +167,7 @@ def training_arguments(config: FitConfig, phase: Fit, *, evaluate: bool, metric:
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=64,
         gradient_accumulation_steps=config.accumulate,
-        weight_decay=config.weight_decay,
+        weight_decay=0.0 if full else config.weight_decay,  # dense decay would bias the choice to large weights
         max_grad_norm=config.clip,
         bf16=config.precision == "bf16",
         seed=config.seed,
@@ -195,49 +200,57 @@ def open_delta(path: str | Path, base: str | None = None) -> tuple[Delta, Bench]
     if not named:
         raise BadPlan(f"{path} does not name its base; say which: --base MODEL")
     bench = Bench.set_up(read_task(about["task"]), named)
+    absent = [name for name in bench.head if name not in delta.head]
+    if absent:
+        raise BadPlan(
+            f"{path} holds no {absent[0]!r}, so its task has no trained head; only a delta with its head predicts"
+        )
     for part in about.get("on", []):
         beside = Path(path).with_name(part["file"])
         if not beside.is_file():
             raise BadPlan(f"{path} was trained on top of {part['file']}, which is not beside it; put it at {beside}")
         under = load(beside)
-        if _digest(under) != part["digest"]:
+        if under.digest != part["digest"]:
             raise BadPlan(f"{beside} is not the delta that {path} was trained on top of (digest differs)")
         delta = delta + replace(under, head={})
     return replace(delta, about=about), bench
 
 
 def _claim(config: FitConfig) -> None:
-    if config.out.exists() and not config.force:
+    if config.out.is_dir():
+        raise Clash(f"{config.out} is a directory; --out names the delta's file")
+    if os.path.lexists(config.out) and not config.force:
         raise Clash(f"{config.out} exists; choose another --out, or overwrite it with --force")
     note = config.partial / "settings.json"
     if config.resume:
         if not note.is_file():
             raise BadPlan(f"nothing to resume: {config.partial} does not exist; run without --resume")
-        if json.loads(note.read_text()) != config.facts():
-            raise BadPlan(
-                f"{config.partial} was begun with other settings; resume with those, or start anew with --force"
-            )
     elif config.partial.exists() and not config.force:
         raise Clash(f"{config.partial} holds an unfinished run; go on with --resume, or start anew with --force")
 
 
-def _record(config: FitConfig) -> None:
+def _record(config: FitConfig, data: list[Any]) -> None:
+    """Notes what the run is made of, so that only the same settings and data can resume it."""
+    note = config.partial / "settings.json"
+    facts = {**config.facts(), "data": hashlib.sha256(repr(data).encode()).hexdigest()[:32]}
     if not config.resume:
         shutil.rmtree(config.partial, ignore_errors=True)
-        note = config.partial / "settings.json"
-        atomic(note, lambda temporary: Path(temporary).write_text(json.dumps(config.facts(), indent=1)))
+        atomic(note, lambda temporary: Path(temporary).write_text(json.dumps(facts, indent=1)))
+        return
+    begun = json.loads(note.read_text())
+    differ = sorted(name for name in begun.keys() | facts.keys() if begun.get(name) != facts.get(name))
+    if differ:
+        raise BadPlan(
+            f"{config.partial} was begun with other settings ({', '.join(differ)} changed since); resume with those, or "
+            "start anew with --force"
+        )
 
 
 def _about(config: FitConfig, task: Task, scores: Any, baseline: Any, on: list[Delta]) -> dict[str, Any]:
     versions = {name: importlib.metadata.version(name) for name in ("gossamer", "torch", "transformers")}
-    files = [{"file": path.name, "digest": _digest(part)} for path, part in zip(config.on, on, strict=True)]
+    files = [{"file": path.name, "digest": part.digest} for path, part in zip(config.on, on, strict=True)]
     return {"base": config.base, "task": task.describe(), "scores": dict(scores), "baseline": dict(baseline),
             "settings": config.facts(), "versions": versions, **({"on": files} if files else {})}  # fmt: skip
-
-
-def _digest(delta: Delta) -> str:
-    keys = "".join(f"{name}{c!r}{patch.key}" for name, terms in delta.terms.items() for c, patch in terms)
-    return hashlib.sha256(keys.encode()).hexdigest()[:32]
 
 
 def _first(predictions: Any) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,10 +50,13 @@ class Method:
     counted: bool = True  # whether it takes a density or k
     skip_norms: bool = False  # leave normalization layers out, as the paper does
 
+    @property
+    def fits(self) -> list[Fit]:
+        """The phases that train."""
+        return [phase for phase in self.phases if isinstance(phase, Fit)]
+
     def plan(self, rounds: int = 1) -> list[Phase]:
         """The phases in order, numbered; `rounds` repeats them (growing support)."""
-        if rounds < 1:
-            raise BadPlan(f"rounds={rounds}: at least one round is needed")
         phases = [replace(p, round=r) if isinstance(p, Fit) else p for r in range(rounds) for p in self.phases]
         fits = iter(range(len(phases)))
         return [replace(p, index=next(fits)) if isinstance(p, Fit) else p for p in phases]
@@ -98,7 +102,23 @@ def settle(row: Method, given: dict[str, Any]) -> dict[str, Any]:
     if unknown:
         known = ", ".join(row.options) or "no options"
         raise BadPlan(f"{row.name} has no option {unknown[0]!r}; it takes {known}")
-    return {**row.options, **given}
+    return {name: _settled(row, name, given.get(name, default)) for name, default in row.options.items()}
+
+
+def _settled(row: Method, name: str, value: Any) -> Any:
+    """The value of an option, of its default's kind and in range."""
+    default = row.options[name]
+    least = {"rounds": 1, "examples": 1}.get(name, 0)
+    if isinstance(default, bool):
+        good, expected = isinstance(value, bool), "true or false"
+    elif isinstance(default, int):
+        good, expected = type(value) is int and value >= least, f"a whole number, {least} or more"
+    else:
+        good = type(value) in (int, float) and math.isfinite(value) and value >= least
+        expected = f"a number, {least} or more"
+    if not good:
+        raise BadPlan(f"{row.name}: {name}={value!r}; expected {expected}")
+    return float(value) if isinstance(default, float) else value
 
 
 def budget(row: Method, m: int, density: float | None, k: int | None) -> int | None:

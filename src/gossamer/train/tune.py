@@ -13,7 +13,7 @@ from gossamer.delta.base import base_parameters
 from gossamer.delta.delta import Delta
 from gossamer.errors import BadPlan
 from gossamer.select.scoring import Batch, Loss
-from gossamer.train.choose import Patterns, choose, maskable
+from gossamer.train.choose import Patterns, choose, listed, maskable
 from gossamer.train.plan import Choose, Fit, budget, row_of, settle
 from gossamer.tunable.tuned import Tuned, head_parameters
 
@@ -55,6 +55,7 @@ def tune(
     if not isinstance(last, Fit) or any(isinstance(phase, Fit) for phase in choices):
         raise BadPlan(f"{row.name} has several phases; use fit(model, {row.name!r}, trainer=...)")
     settled = settle(row, options)
+    exclude = listed(exclude)
     k = budget(row, count(model, head), density, k)
     about: dict[str, Any] = {"method": row.name, "seed": seed, "options": settled}
     support = None

@@ -29,6 +29,7 @@ class DenseLeaves:
             stack.sites[name].write(round_once(total, self.leaves[name].dtype))
         for leaf in self.leaves.values():
             leaf.requires_grad_(True)
+        stack.lent = True  # the weights now hold what no layer knows
         self._away: dict[str, Tensor] = {}
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -46,12 +47,13 @@ class DenseLeaves:
     def suspend(self) -> None:
         """Puts what lies beneath in the leaves' place for a while."""
         self._away = {name: leaf.detach().clone() for name, leaf in self.leaves.items()}
+        self.stack.lent = False
         self.stack.refresh(self.leaves)
 
     def wake(self) -> None:
-        with torch.no_grad():
-            for name, values in self._away.items():
-                self.leaves[name].copy_(values)
+        for name, values in self._away.items():
+            self.stack.sites[name].write(values)
+        self.stack.lent = True
         self._away = {}
 
     def add_l1_gradient(self, strength: float) -> None:
@@ -61,4 +63,5 @@ class DenseLeaves:
                 leaf.grad.add_(self.values(name).sign().to(leaf.dtype), alpha=strength)
 
     def detach(self) -> None:
+        self.stack.lent = False
         self.stack.pop(self.layer)

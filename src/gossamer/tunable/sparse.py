@@ -9,7 +9,7 @@ ordinary parameters (`model.gossamer`), and no unselected weight can move.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,19 +19,19 @@ from gossamer.delta.apply import Layer, Stack
 from gossamer.delta.base import LEAVES
 from gossamer.delta.patch import Sparse
 from gossamer.delta.support import Support
+from gossamer.errors import BadPlan
+
+Place = tuple[nn.Module, str, str]  # owner, attribute, name of the weight
 
 
 class Bridge(torch.autograd.Function):
     """An alias of a frozen weight whose gradient flows, k entries of it, to the leaf. Differentiable twice."""
 
     @staticmethod
-    def forward(weight: Tensor, values: Tensor, indices: Tensor) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, values: Tensor, indices: Tensor) -> Tensor:
+        # written the old way, without setup_context: a quarter of the time, and there are hundreds of these a step
+        ctx.indices, ctx.dtype = indices, values.dtype
         return weight.detach()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        _, values, ctx.indices = inputs
-        ctx.dtype = values.dtype
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None]:
@@ -44,6 +44,8 @@ def _gather(grad: Tensor, indices: Tensor) -> Tensor:
         return grad.reshape(-1).index_select(0, indices)
     grad = grad.coalesce()
     rows, values = grad.indices()[0], grad.values()  # [r], [r, width]
+    if not rows.numel():
+        return values.new_zeros(indices.numel())
     width = values.shape[1]
     wanted = indices // width
     slots = torch.searchsorted(rows, wanted).clamp_(max=rows.numel() - 1)
@@ -51,6 +53,13 @@ def _gather(grad: Tensor, indices: Tensor) -> Tensor:
     found = values.new_zeros(indices.numel())
     found[here] = values.reshape(-1)[(slots * width + indices % width)[here]]
     return found
+
+
+class Frame(NamedTuple):
+    """One forward under way: what its entry swapped, so that its end can undo it."""
+
+    module: nn.Module
+    undo: list[tuple[nn.Module, str, Any, bool | None]]  # owner, attribute, what was there, Embedding.sparse
 
 
 class SparseLeaves:
@@ -70,6 +79,7 @@ class SparseLeaves:
             self.layer[name] = ((1.0, Sparse(tuple(weight.shape), indices.to(weight.device), leaf)),)  # type: ignore[index]
             container.register_parameter(name.replace(".", "/"), leaf)
         self._seen = {name: leaf._version for name, leaf in self.leaves.items()}
+        self._frames: list[Frame] = []  # of the modules whose forward is under way
         stack.push(self.layer)
         model.add_module(LEAVES, container)
         self.active = True
@@ -79,24 +89,40 @@ class SparseLeaves:
         return iter(self.leaves.values())
 
     def _install(self) -> list[Any]:
-        """Hooks on the whole model and on each owner: the first serves modules that read another's weight, the second
-        serves what is recomputed under gradient checkpointing, outside the model's own forward."""
-        owners: dict[nn.Module, list[tuple[str, str]]] = {}
+        """Hooks on each owner of a touched weight, on its parent and on the whole model.
+
+        The owner's serve nearly every use. The others serve modules that read another's weight (attention reads its
+        output projection's); the parent's do so also for what gradient checkpointing computes again, outside the
+        model's own forward.
+        """
         names = {id(self.stack.parameters[name]): name for name in self.leaves}
-        for module in self.model.modules():
-            for attribute, parameter in module._parameters.items():
-                if id(parameter) in names:
-                    owners.setdefault(module, []).append((attribute, names[id(parameter)]))
-        everything = [(module, *place) for module, places in owners.items() for place in places]
-        found = {module: [(module, *place) for place in places] for module, places in owners.items()}
-        found[self.model] = everything
+        found: dict[nn.Module, list[Place]] = {}
+        for parent in self.model.modules():
+            for owner in (parent, *parent.children()):
+                for attribute, parameter in owner._parameters.items():
+                    if id(parameter) in names:
+                        place = (owner, attribute, names[id(parameter)])
+                        for module in {parent, self.model}:
+                            if place not in found.setdefault(module, []):
+                                found[module].append(place)
         return [hook for module, places in found.items() for hook in self._swap(module, places)]
 
-    def _swap(self, module: nn.Module, places: list[tuple[nn.Module, str, str]]) -> list[Any]:
-        undo: list[tuple[nn.Module, str, Any, bool | None]] = []
+    def _swap(self, hooked: nn.Module, places: list[Place]) -> list[Any]:
+        names = list(dict.fromkeys(name for _, _, name in places))
 
         def enter(module: nn.Module, args: Any) -> None:
-            self.write([name for _, _, name in places])
+            if module is not hooked:
+                if torch.is_grad_enabled():
+                    raise BadPlan(
+                        "a copy of a tuned model cannot be trained (deepcopy, or DataParallel over several GPUs): tune the "
+                        "copy itself, or use DistributedDataParallel"
+                    )
+                return
+            if hooked is self.model and not any(frame.module is hooked for frame in self._frames):
+                self._undo(to=0)  # an interrupted forward may have left something
+            self.write(names)
+            frame = Frame(hooked, [])
+            self._frames.append(frame)
             if not (self.active and torch.is_grad_enabled()):
                 return
             made: dict[str, Tensor] = {}
@@ -106,23 +132,33 @@ class SparseLeaves:
                     made[name] = Bridge.apply(weight, self.leaves[name], self.indices(name))  # type: ignore[assignment]
                 # an owner swaps even where the whole model has done so: a backward runs the youngest nodes first, so
                 # that an alias made just before its use frees the dense gradient at once, and one made at the start last
-                sparse = owner.sparse if isinstance(owner, nn.Embedding) else None
-                undo.append((owner, attribute, owner._parameters[attribute], sparse))
+                rows = (
+                    isinstance(owner, nn.Embedding)
+                    and not owner.scale_grad_by_freq
+                    and not torch.compiler.is_compiling()
+                )
+                frame.undo.append((owner, attribute, owner._parameters[attribute], owner.sparse if rows else None))
                 owner._parameters[attribute] = made[name]  # type: ignore[assignment]
-                if isinstance(owner, nn.Embedding):
+                if rows:
                     owner.sparse = True  # its gradient is then the rows of the batch, not a copy of the table
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
-            while undo:
-                owner, attribute, before, sparse = undo.pop()
-                owner._parameters[attribute] = before
-                if isinstance(owner, nn.Embedding) and sparse is not None:
-                    owner.sparse = sparse
+            depth = next((i for i in reversed(range(len(self._frames))) if self._frames[i].module is module), None)
+            if depth is not None:
+                self._undo(to=depth)
 
         return [
-            module.register_forward_pre_hook(enter),
-            module.register_forward_hook(leave, always_call=True),
+            hooked.register_forward_pre_hook(enter),
+            hooked.register_forward_hook(leave, always_call=True),
         ]
+
+    def _undo(self, to: int) -> None:
+        """Takes back the swaps of all frames but the first `to`, the last first."""
+        while len(self._frames) > to:
+            for owner, attribute, before, sparse in reversed(self._frames.pop().undo):
+                owner._parameters[attribute] = before
+                if sparse is not None:
+                    owner.sparse = sparse  # type: ignore[assignment]
 
     def indices(self, name: str) -> Tensor:
         """The flat indices of a leaf's entries, on the weight's device."""
@@ -152,7 +188,6 @@ class SparseLeaves:
 
     def suspend(self) -> None:
         """Takes the layer off for a while: the model is what lies beneath."""
-        self.write()
         self.active = False
         self.stack.pop(self.layer)
 
@@ -174,6 +209,7 @@ class SparseLeaves:
     def detach(self) -> None:
         for hook in self._hooks:
             hook.remove()
+        self._undo(to=0)
         if self.active:
             self.stack.pop(self.layer)
         delattr(self.model, LEAVES)

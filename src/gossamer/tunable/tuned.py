@@ -14,8 +14,9 @@ from gossamer.delta.apply import Stack
 from gossamer.delta.base import check, matches, outer_parameters
 from gossamer.delta.delta import Delta
 from gossamer.delta.patch import Dense, Patch, Sparse
+from gossamer.delta.snapshot import Snapshot
 from gossamer.delta.support import Support
-from gossamer.errors import BadPlan, Clash
+from gossamer.errors import BadPlan, Clash, Diverged
 from gossamer.tunable.dense import DenseLeaves
 from gossamer.tunable.sparse import SparseLeaves
 
@@ -54,14 +55,17 @@ class Tuned:
         self._on = dict(on.terms) if on else {}
         if on:
             check(on.base, self.identity, on.terms)
-        self._mode = model.training
-        self._before = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-        self._head_start = {name: p.detach().clone() for name, p in self.head.items()}
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Embedding) and module.max_norm is not None:
+                raise BadPlan(
+                    f"{name!r} has max_norm={module.max_norm}, with which every forward rewrites frozen weights; unset it"
+                )
+        self._before = Snapshot(model, self.head.values())
         stack.push(self._on)
+        stack.tuned = True
         try:
-            for parameter, _, _ in self._before:
+            for parameter in model.parameters():
                 parameter.requires_grad_(False)
-                parameter.grad = None
             for name, parameter in self.head.items():
                 parameter.requires_grad_(True)
                 if start and name in start.head:
@@ -103,27 +107,37 @@ class Tuned:
 
         Args:
             values: "bf16" rounds the change to bfloat16, the default of files; "fp32" keeps it. To score what the file
-                will hold, evaluate under ``applied(model, delta)``.
+                will hold, leave the `with` and evaluate under ``applied(model, delta)``.
         """
         self._check_open()
+        moved = self._before.moved_buffers()
+        if moved:
+            raise BadPlan(
+                f"the buffer {moved[0]!r} changed in training (running statistics?) and a delta holds weights only; keep "
+                "that module in eval mode while training"
+            )
         patches = {name: self._patch(name) for name in self.leaves.leaves}
         head = {name: p.detach().cpu().clone() for name, p in self.head.items()}
         if not all(bool(tensor.isfinite().all()) for tensor in head.values()):
-            raise BadPlan("training diverged: the head holds NaN or infinite values; lower the learning rate")
+            raise Diverged("training diverged: the head holds NaN or infinite values; lower the learning rate")
         about = {**self.about, "m": self.m, "k": self.k}
         return Delta.of(patches, base=self.identity, head=head, about=about).rounded(values)
 
     def _patch(self, name: str) -> Patch:
         change = self.leaves.values(name).cpu()
         if not bool(change.isfinite().all()):
-            raise BadPlan(f"training diverged: {name!r} holds NaN or infinite values; lower the learning rate")
+            raise Diverged(f"training diverged: {name!r} holds NaN or infinite values; lower the learning rate")
         if isinstance(self.leaves, DenseLeaves):
             return Dense(change)
         return Sparse(tuple(self.stack.parameters[name].shape), self.leaves.support[name], change.clone())
 
     @contextmanager
     def disabled(self) -> Iterator[nn.Module]:
-        """The frozen base (with what it is tuned `on`) inside a `with`, for example as the reference of DPO."""
+        """The frozen base (with what it is tuned `on`) inside a `with`, for example as the reference of DPO.
+
+        Weights are swapped in place: run the reference before the forward that is to be differentiated, not between
+        it and its backward (autograd would raise).
+        """
         self._check_open()
         self.leaves.suspend()
         try:
@@ -143,19 +157,15 @@ class Tuned:
     def detach(self) -> None:
         """Takes everything off: base, head and `requires_grad` are as they were, bit for bit."""
         if self.open:
+            self.open = False
             self.leaves.detach()
             self._release()
-            self.open = False
 
     def _release(self) -> None:
-        self.stack.pop(self._on)
-        with torch.no_grad():
-            for name, values in self._head_start.items():
-                self.head[name].copy_(values)
-        for parameter, wanted, grad in self._before:
-            parameter.requires_grad_(wanted)
-            parameter.grad = grad
-        self.model.train(self._mode)
+        self.stack.tuned = self.stack.lent = False
+        for layer in reversed(self.stack.layers):
+            self.stack.pop(layer)
+        self._before.restore()
 
     def _check_open(self) -> None:
         if not self.open:
