@@ -77,6 +77,6 @@ def bits(model: nn.Module) -> dict[str, torch.Tensor]:
 def same_bits(model: nn.Module, before: dict[str, torch.Tensor]) -> bool:
     now = model.state_dict()
     return now.keys() == before.keys() and all(
-        torch.equal(now[name].contiguous().view(torch.uint8), before[name].contiguous().view(torch.uint8))
+        torch.equal(now[name].reshape(-1).view(torch.uint8), before[name].reshape(-1).view(torch.uint8))
         for name in before
     )

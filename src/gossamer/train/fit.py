@@ -196,9 +196,8 @@ def _train(trainer: Factory, tuned: Tuned, phase: Fit, facts: Facts, l1: float, 
 
 
 def _takes_phase(trainer: Factory) -> bool:
-    kinds = [p.kind for p in inspect.signature(trainer).parameters.values()]
-    return (
-        inspect.Parameter.VAR_POSITIONAL in kinds
-        or sum(kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds)
-        > 1
-    )
+    """Whether a factory wants the phase: an argument of that name, or a second one that it cannot do without."""
+    found = inspect.signature(trainer).parameters
+    place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [name for name, p in found.items() if p.kind in place and p.default is inspect.Parameter.empty]
+    return "phase" in found or len(needed) > 1

@@ -62,7 +62,7 @@ class Method:
         return [replace(p, index=next(fits)) if isinstance(p, Fit) else p for p in phases]
 
 
-DENSE = Fit("dense", lr=2e-4)
+DENSE = Fit("dense", lr=1e-4)
 SPARSE = Fit("sparse", lr=4e-3)
 _TOP = {"per_tensor": False}
 _SCORED = {**_TOP, "examples": 1024, "warmup": 50}

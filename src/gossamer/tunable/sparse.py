@@ -69,7 +69,7 @@ class SparseLeaves:
         self.model, self.stack, self.support = model, stack, support
         self.leaves: dict[str, nn.Parameter] = {}
         self.layer: Layer = {}
-        container = nn.Module()
+        container = nn.Identity()  # a model that is a Sequential runs its children: this one changes nothing
         for name, indices in support.items():
             weight = stack.parameters[name]
             dtype = torch.promote_types(weight.dtype, torch.float32)
