@@ -6,14 +6,12 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
 
 import torch
-from cyclopts import Parameter
 from torch import nn
 
 from gossamer.analyze.where import plot
-from gossamer.cli.output import console, notes, progress, quiet, size, table
+from gossamer.cli.output import Flag, console, notes, progress, quiet, size, table
 from gossamer.delta.delta import Delta
 from gossamer.delta.store import load
 from gossamer.errors import GossamerError
@@ -28,7 +26,7 @@ SENTENCES = (
 def demo(
     *,
     out: Path = Path("gossamer-demo"),
-    quick: Annotated[bool, Parameter(negative=())] = False,
+    quick: Flag = False,
 ) -> None:
     """Fine-tune MiniLM to tell the area of Python's standard library from a passage of its documentation.
 

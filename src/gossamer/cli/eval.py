@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import Parameter
-
-from gossamer.cli.output import console, emit, quiet, scores_table
+from gossamer.cli.output import Flag, console, emit, quiet, scores_table
 
 
 def eval(
@@ -15,7 +12,7 @@ def eval(
     *,
     data: str,
     base: str | None = None,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    json: Flag = False,
 ) -> None:
     """Score a delta on labelled data, with the majority baseline beside it.
 

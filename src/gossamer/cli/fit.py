@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from gossamer.cli.output import console, emit, notes, progress, quiet, scores_table, size
+from gossamer.cli.output import Flag, console, emit, notes, progress, quiet, scores_table, size
 
 
 def fit(
@@ -42,9 +42,9 @@ def fit(
     values: str | None = None,
     save_steps: int | None = None,
     seed: int | None = None,
-    resume: Annotated[bool, Parameter(negative=())] = False,
-    force: Annotated[bool, Parameter(negative=())] = False,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    resume: Flag = False,
+    force: Flag = False,
+    json: Flag = False,
 ) -> None:
     """Fine-tune a base on data and write the difference, a delta, to one file.
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import Parameter
-
-from gossamer.cli.output import console, quiet
+from gossamer.cli.output import Flag, console, quiet
 from gossamer.errors import Clash
 
 
@@ -17,7 +14,7 @@ def merge(
     *,
     out: Path,
     base: str | None = None,
-    force: Annotated[bool, Parameter(negative=())] = False,
+    force: Flag = False,
 ) -> None:
     """Write base + delta as a normal model directory that transformers loads, with its tokenizer.
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from cyclopts import Parameter
-
-from gossamer.cli.output import console, emit
+from gossamer.cli.output import Flag, console, emit
 from gossamer.train.plan import methods as rows
 
 
-def methods(*, json: Annotated[bool, Parameter(negative=())] = False) -> None:
+def methods(*, json: Flag = False) -> None:
     """List the methods: what each trains, its default rates, its options.
 
     Parameters

@@ -6,8 +6,9 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
+from cyclopts import Parameter
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -15,6 +16,7 @@ from rich.table import Table
 
 from gossamer.train.plan import Fit
 
+Flag = Annotated[bool, Parameter(negative=())]  # --name, without a --no-name
 console = Console(soft_wrap=True)
 notes = Console(stderr=True, soft_wrap=True)  # progress and remarks, so that results can be piped
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from rich.markup import escape
 
-from gossamer.cli.output import console, emit, quiet
+from gossamer.cli.output import Flag, console, emit, quiet
 from gossamer.errors import BadPlan
 
 
@@ -19,7 +19,7 @@ def predict(
     pair: Annotated[list[str] | None, Parameter(negative=())] = None,
     data: str | None = None,
     base: str | None = None,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    json: Flag = False,
 ) -> None:
     """Answer for texts given here or in a file.
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from cyclopts import Parameter
 from rich.markup import escape
 
 from gossamer.analyze.where import by_layer, where
 from gossamer.analyze.where import plot as draw
-from gossamer.cli.output import console, emit, scores_table, size, table
+from gossamer.cli.output import Flag, console, emit, scores_table, size, table
 from gossamer.delta.store import load
 
 
@@ -18,7 +17,7 @@ def show(
     delta: Path,
     *,
     plot: Path | None = None,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    json: Flag = False,
 ) -> None:
     """Say what a delta is: base, method, task, scores, density, bytes, and where its changes lie.
 
