@@ -132,15 +132,14 @@ class SparseLeaves:
                     made[name] = Bridge.apply(weight, self.leaves[name], self.indices(name))  # type: ignore[assignment]
                 # an owner swaps even where the whole model has done so: a backward runs the youngest nodes first, so
                 # that an alias made just before its use frees the dense gradient at once, and one made at the start last
-                rows = (
-                    isinstance(owner, nn.Embedding)
-                    and not owner.scale_grad_by_freq
-                    and not torch.compiler.is_compiling()
+                table = owner if isinstance(owner, nn.Embedding) and not owner.scale_grad_by_freq else None
+                table = None if torch.compiler.is_compiling() else table
+                frame.undo.append(
+                    (owner, attribute, owner._parameters[attribute], None if table is None else table.sparse)
                 )
-                frame.undo.append((owner, attribute, owner._parameters[attribute], owner.sparse if rows else None))
                 owner._parameters[attribute] = made[name]  # type: ignore[assignment]
-                if rows:
-                    owner.sparse = True  # its gradient is then the rows of the batch, not a copy of the table
+                if table is not None:
+                    table.sparse = True  # its gradient is then the rows of the batch, not a copy of the table
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
             depth = next((i for i in reversed(range(len(self._frames))) if self._frames[i].module is module), None)
