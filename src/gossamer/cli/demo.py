@@ -60,9 +60,8 @@ def demo(
     def watch(phase: Fit, found: Delta) -> None:
         nonlocal lap
         seconds = time.monotonic() - lap
-        if (
-            phase.tunable == "dense"
-        ):  # the first phase is a full fine-tuning (of all but the layer norms): compare with it
+        if phase.tunable == "dense":
+            # the first phase is a full fine-tuning (of all but the layer norms): compare with it
             score = bench.score(found, testing)[task.metric]
             rows.append(
                 ["full fine-tuning (phase one)", f"{score:.3f}", f"{found.k:,}", size(4 * found.m), f"{seconds:.0f} s"]

@@ -99,7 +99,10 @@ def run_fit(config: FitConfig, *, progress: Progress | None = None, say: Say = l
     try:
         delta = train_delta(config, bench, train, test, on=under, progress=progress, say=say)
     except (BadPlan, BadData, Diverged):
-        shutil.rmtree(config.partial, ignore_errors=True)  # resuming would only meet the same mistake
+        if (
+            not config.resume
+        ):  # resuming would only meet the same mistake; but a killed run's progress is not ours to drop
+            shutil.rmtree(config.partial, ignore_errors=True)
         raise
     scores = bench.score(delta + under if under else delta, test) if test else {}
     baseline = task.baseline(test) if test else {}

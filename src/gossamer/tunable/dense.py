@@ -41,9 +41,6 @@ class DenseLeaves:
         change = leaf.detach().double() - self.stack.beneath(name).view(leaf.shape)
         return change.to(torch.promote_types(leaf.dtype, torch.float32))
 
-    def write(self) -> None:
-        """Nothing to do: the leaves are the weights."""
-
     def suspend(self) -> None:
         """Puts what lies beneath in the leaves' place for a while."""
         self._away = {name: leaf.detach().clone() for name, leaf in self.leaves.items()}

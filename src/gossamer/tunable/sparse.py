@@ -169,11 +169,10 @@ class SparseLeaves:
             self.layer[name] = ((1.0, patch),)  # type: ignore[index]
         return patch.indices
 
-    def write(self, names: list[str] | None = None, *, force: bool = False) -> None:
+    def write(self, names: list[str], *, force: bool = False) -> None:
         """Brings the weights up to date with leaves that have changed since they were last written."""
         if not self.active:
             return
-        names = list(self.leaves) if names is None else names
         stale = [name for name in names if force or self._seen[name] != self.leaves[name]._version]
         self.stack.refresh(stale)
         self._seen |= {name: self.leaves[name]._version for name in stale}
