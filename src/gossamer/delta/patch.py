@@ -86,6 +86,10 @@ class Sparse:
     def count(self) -> int:
         return self.indices.numel()
 
+    @property
+    def finite(self) -> bool:
+        return bool(self.values.isfinite().all())
+
     def add_to(self, total: Tensor, coefficient: float, slots: Tensor | None = None) -> None:
         """Adds coefficient × patch to a flat float64 tensor: of all entries, or of those that `slots` places."""
         where = self.indices.to(total.device) if slots is None else slots
@@ -121,6 +125,10 @@ class Dense:
     @property
     def count(self) -> int:
         return self.values.numel()
+
+    @property
+    def finite(self) -> bool:
+        return bool(self.values.isfinite().all())
 
     def add_to(self, total: Tensor, coefficient: float, slots: Tensor | None = None) -> None:
         """Adds coefficient × patch to a flat float64 tensor of all entries."""
@@ -162,6 +170,10 @@ class LowRank:
     @property
     def count(self) -> int:
         return self.left.numel() + self.right.numel()
+
+    @property
+    def finite(self) -> bool:
+        return bool(self.left.isfinite().all() and self.right.isfinite().all())
 
     def add_to(self, total: Tensor, coefficient: float, slots: Tensor | None = None) -> None:
         """Adds coefficient × left · right to a flat float64 tensor of all entries."""

@@ -124,7 +124,7 @@ def contradictions(settings: Mapping[str, Any]) -> list[str]:
         return [*found, str(error)]
     if not row.counted and {"density", "k"} & given:
         found.append(f"{row.name} trains a fixed set of weights and takes neither density nor k")
-    if not any(phase.tunable == "dense" for phase in row.fits[:-1]) and {"full_epochs", "full_lr"} & given:
+    if len({phase.tunable for phase in row.fits}) == 1 and {"full_epochs", "full_lr"} & given:
         found.append(f"{row.name} has no dense first phase, so full_epochs and full_lr mean nothing to it")
     try:
         settle(row, dict(settings["options"]))

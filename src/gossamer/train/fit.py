@@ -111,14 +111,15 @@ def fit(
                 with beneath(model, on):
                     chosen = choose(model, phase.rule, k, data=data, loss=loss, head=head, exclude=left_out, seed=seed,
                                     options=settled)  # fmt: skip
-            state = _widen(model, state, chosen, at + 1)
+            state = _widen(model, state, chosen, at + 1, moved if phase.keep else None)
             if store:
                 state.save(store, force=True)
             continue
-        dense = phase.tunable == "dense"
-        tuned = Tuned(
-            model, None if dense else state.support, on=on, start=state, head=head, freeze=freeze, about=about
-        )
+        follows = phases[at + 1 : at + 2]  # a choice that reads how far this fit moves each weight, or nothing
+        scouting = any(isinstance(next_, Choose) and next_.rule == "change" for next_ in follows)
+        chosen = state.support if phase.tunable == "sparse" else None
+        tuned = Tuned(model, chosen, kind=phase.tunable, on=on, start=state, head=head, freeze=freeze, options=settled,
+                      seed=seed, about=about)  # fmt: skip
         try:
             _train(trainer, tuned, phase, {"plan": plan, "phase": at}, settled.get("l1", 0.0), resume, progress)
             result = tuned.delta("fp32")
@@ -126,8 +127,8 @@ def fit(
             tuned.detach()
         if watch:
             watch(phase, result)
-        if dense:
-            moved = result  # the next choice reads it; values and head go back to where this phase began
+        if scouting:
+            moved = result  # the next choice reads it, and says whether training goes on from here or begins anew
         else:
             state = replace(result, about={**state.about, "next": at + 1})
             if store:
@@ -168,12 +169,17 @@ def _dense_values(moved: Delta) -> dict[str, Tensor]:
     return {name: patch.values for name, patch in patches if isinstance(patch, Dense)}
 
 
-def _widen(model: nn.Module, state: Delta, chosen: Support, following: int) -> Delta:
-    """The state with more entries, which start at 0."""
+def _widen(model: nn.Module, state: Delta, chosen: Support, following: int, kept: Delta | None) -> Delta:
+    """The state with more entries: they start at 0 and the head is rewound, or both go on from what was `kept`."""
     parameters = base_parameters(model)
-    zeros = {n: Sparse(tuple(parameters[n].shape), i, torch.zeros(i.numel())) for n, i in chosen.items()}
-    wider = Delta.of(zeros) + state if state.terms else Delta.of(zeros)
-    return replace(wider.coalesce(), base=state.base, head=state.head, about={**state.about, "next": following})
+    values = {n: torch.zeros(i.numel()) for n, i in chosen.items()}
+    if kept is not None:
+        moved = _dense_values(kept)
+        values = {n: moved[n].reshape(-1)[i] for n, i in chosen.items()}
+    more = {n: Sparse(tuple(parameters[n].shape), i, values[n]) for n, i in chosen.items()}
+    wider = Delta.of(more) + state if state.terms else Delta.of(more)
+    left = state if kept is None else kept
+    return replace(wider.coalesce(), base=left.base, head=left.head, about={**state.about, "next": following})
 
 
 def _train(trainer: Factory, tuned: Tuned, phase: Fit, facts: Facts, l1: float, resume: bool, progress: Any) -> None:

@@ -150,7 +150,7 @@ def train_delta(
 
 def training_arguments(config: FitConfig, phase: Fit, *, evaluate: bool, metric: str) -> TrainingArguments:
     """The Trainer's arguments for one phase: the row's defaults unless the configuration says otherwise."""
-    full = phase.tunable == "dense" and config.method != "full"
+    full = phase.tunable != row_of(config.method).fits[-1].tunable  # a first phase that only finds where to train
     lr = (config.full_lr if full else config.lr) or phase.lr
     epochs = (config.full_epochs if full else None) or config.epochs or phase.epochs
     every = (

@@ -13,9 +13,14 @@ DENSITY = 0.005  # of diff pruning and of Fu et al.: half a percent
 
 @dataclass(frozen=True)
 class Choose:
-    """Chooses which entries to train; `rule` names a function of `select/`."""
+    """Chooses which entries to train; `rule` names a function of `select/`.
+
+    Training then begins anew: values and head go back to where the fit before began (rewinding). `keep` goes on from
+    what that fit left instead.
+    """
 
     rule: str
+    keep: bool = False
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class Fit:
     `lr`, `epochs` and `schedule` are the row's defaults: a mask wants a larger rate than full fine-tuning.
     """
 
-    tunable: str  # "dense" | "sparse"
+    tunable: str  # what is trainable: a name of `tunable.tuned.KINDS`
     lr: float
     epochs: float = 3.0
     schedule: str = "linear"

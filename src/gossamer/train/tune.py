@@ -64,10 +64,9 @@ def tune(
             assert isinstance(phase, Choose)
             support = choose(model, phase.rule, k, data=data, loss=loss, head=head, exclude=exclude, seed=seed,
                              options=settled)  # fmt: skip
-    freeze = (
-        [] if support is not None else [n for n in base_parameters(model) if n not in maskable(model, head, exclude)]
-    )
-    tuned = Tuned(model, support, on=on, head=head, freeze=freeze, about=about)
+    freeze = base_parameters(model).keys() - maskable(model, head, exclude).keys()
+    tuned = Tuned(model, support, kind=last.tunable, on=on, head=head, freeze=freeze, options=settled, seed=seed,
+                  about=about)  # fmt: skip
     try:
         yield tuned
     finally:

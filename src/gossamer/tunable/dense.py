@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from gossamer.delta.apply import Stack
-from gossamer.delta.delta import Delta
-from gossamer.delta.patch import Dense, round_once
+from gossamer.delta.patch import Dense, Patch, round_once
+from gossamer.tunable.leaves import Wanted
 
 
 class DenseLeaves:
     """The base's own parameters as leaves. The optimizer writes them; the stack keeps the base and restores it."""
 
-    def __init__(self, stack: Stack, names: list[str], start: Delta | None) -> None:
+    def __init__(self, model: nn.Module, stack: Stack, wanted: Wanted) -> None:
         self.stack = stack
-        self.leaves = {name: stack.parameters[name] for name in names}
+        self.leaves = {name: stack.parameters[name] for name in wanted.names}
         # a layer of zeros makes the stack keep the whole base; the zero is one number, expanded
         zero = {name: p.new_zeros(()).expand(p.shape) for name, p in self.leaves.items()}
         self.layer = {name: ((1.0, Dense(values)),) for name, values in zero.items()}
         stack.push(self.layer)
-        for name, terms in start.terms.items() if start else ():
+        for name, terms in wanted.start.terms.items() if wanted.start else ():
             total = stack.beneath(name)
             for coefficient, patch in terms:
                 patch.add_to(total, coefficient)
@@ -34,6 +34,15 @@ class DenseLeaves:
 
     def parameters(self) -> Iterator[nn.Parameter]:
         return iter(self.leaves.values())
+
+    def patches(self) -> dict[str, Patch]:
+        return {name: Dense(self.values(name).cpu()) for name in self.leaves}
+
+    def extra(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_extra(self, extra: Mapping[str, Tensor]) -> None:
+        pass
 
     def values(self, name: str) -> Tensor:
         """δ of a parameter: what it holds less base and layers, in its shape; float32 (float64 for a float64 base)."""

@@ -8,7 +8,7 @@ ordinary parameters (`model.gossamer`), and no unselected weight can move.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -17,9 +17,10 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from gossamer.delta.apply import Layer, Stack
 from gossamer.delta.base import LEAVES
-from gossamer.delta.patch import Sparse
-from gossamer.delta.support import Support
+from gossamer.delta.delta import Delta
+from gossamer.delta.patch import Patch, Sparse
 from gossamer.errors import BadPlan
+from gossamer.tunable.leaves import Wanted
 
 Place = tuple[nn.Module, str, str]  # owner, attribute, name of the weight
 
@@ -65,16 +66,17 @@ class Frame(NamedTuple):
 class SparseLeaves:
     """Attaches k leaves to a model; `layer` is what they add to the base, through the one writer."""
 
-    def __init__(self, model: nn.Module, stack: Stack, support: Support, start: dict[str, Tensor]) -> None:
-        self.model, self.stack, self.support = model, stack, support
+    def __init__(self, model: nn.Module, stack: Stack, wanted: Wanted) -> None:
+        assert wanted.support is not None
+        self.model, self.stack, self.support, start = model, stack, wanted.support, wanted.start
         self.leaves: dict[str, nn.Parameter] = {}
         self.layer: Layer = {}
         container = nn.Identity()  # a model that is a Sequential runs its children: this one changes nothing
-        for name, indices in support.items():
+        for name, indices in self.support.items():
             weight = stack.parameters[name]
             dtype = torch.promote_types(weight.dtype, torch.float32)
-            values = start[name].to(dtype) if name in start else torch.zeros(indices.numel(), dtype=dtype)
-            leaf = nn.Parameter(values.to(weight.device, copy=True))
+            values = torch.zeros(indices.numel()) if start is None else _values_at(start, name, indices)
+            leaf = nn.Parameter(values.to(weight.device, dtype, copy=True))
             self.leaves[name] = leaf
             self.layer[name] = ((1.0, Sparse(tuple(weight.shape), indices.to(weight.device), leaf)),)  # type: ignore[index]
             container.register_parameter(name.replace(".", "/"), leaf)
@@ -194,9 +196,18 @@ class SparseLeaves:
         self.active = True
         self._seen = {name: leaf._version for name, leaf in self.leaves.items()}
 
-    def values(self, name: str) -> Tensor:
-        """δ at the chosen entries of a parameter."""
-        return self.leaves[name].detach()
+    def patches(self) -> dict[str, Patch]:
+        shapes = {name: tuple(self.stack.parameters[name].shape) for name in self.leaves}
+        return {
+            name: Sparse(shapes[name], self.support[name], leaf.detach().cpu().clone())
+            for name, leaf in self.leaves.items()
+        }
+
+    def extra(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_extra(self, extra: Mapping[str, Tensor]) -> None:
+        pass
 
     def add_l1_gradient(self, strength: float) -> None:
         """Adds strength · sign(δ) to the gradients of the leaves."""
@@ -211,3 +222,14 @@ class SparseLeaves:
         if self.active:
             self.stack.pop(self.layer)
         delattr(self.model, LEAVES)
+
+
+def _values_at(start: Delta, name: str, indices: Tensor) -> Tensor:
+    """The values of a sparse delta at some entries of a parameter, 0 where it has none."""
+    values = torch.zeros(indices.numel(), dtype=torch.float64)
+    for coefficient, patch in start.terms.get(name, ()):
+        if not isinstance(patch, Sparse):
+            raise BadPlan(f"cannot start from {name!r}: only sparse deltas can be trained further at chosen entries")
+        inside = torch.isin(indices, patch.indices)
+        values[inside] += coefficient * patch.values[torch.isin(patch.indices, indices)].double()
+    return values

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.optimizer import Optimizer
 
 from gossamer.delta.apply import Stack
 from gossamer.delta.base import check, matches, outer_parameters
 from gossamer.delta.delta import Delta
-from gossamer.delta.patch import Dense, Patch, Sparse
 from gossamer.delta.snapshot import Snapshot
 from gossamer.delta.support import Support
 from gossamer.errors import BadPlan, Clash, Diverged
 from gossamer.tunable.dense import DenseLeaves
+from gossamer.tunable.leaves import Leaves, Wanted
 from gossamer.tunable.sparse import SparseLeaves
+
+KINDS: dict[str, Callable[[nn.Module, Stack, Wanted], Leaves]] = {"dense": DenseLeaves, "sparse": SparseLeaves}
 
 
 class Tuned:
@@ -26,12 +28,14 @@ class Tuned:
 
     Args:
         model: any model; its backbone is frozen, its task head (what lies outside the backbone) is trained.
-        support: entries to train; None trains every weight (full fine-tuning).
+        support: entries to train, for the kinds that train chosen ones.
+        kind: what the leaves are, a name of `KINDS`; by default "sparse" where there is a support, else "dense".
         on: a delta applied underneath, frozen (for example a language, below a task).
         start: values (and a head) to start from; entries that it lacks start at 0.
         head: True trains everything outside the backbone, except a language-model output; False nothing; or name
             patterns of the parameters that make up the head, inside or outside the backbone.
-        freeze: name patterns (relative to the backbone) that a dense tuning leaves alone.
+        freeze: name patterns (relative to the backbone) of weights that are left alone.
+        options, seed: of the method, for leaves that have any.
         about: provenance to write into the delta.
     """
 
@@ -44,6 +48,9 @@ class Tuned:
         start: Delta | None = None,
         head: bool | Iterable[str] = True,
         freeze: Iterable[str] = (),
+        kind: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        seed: int = 0,
         about: Mapping[str, Any] | None = None,
     ) -> None:
         stack = Stack.over(model)
@@ -71,21 +78,19 @@ class Tuned:
                 if start and name in start.head:
                     with torch.no_grad():
                         parameter.copy_(start.head[name])
-            self.leaves = self._attach(support, start, list(freeze))
+            names = [name for name in self.identity if not matches(name, freeze)]
+            wanted = Wanted(names, support, start, options or {}, seed)
+            self.leaves = self._attach(kind or ("dense" if support is None else "sparse"), wanted)
         except BaseException:
             self._release()
             raise
         self.open = True
 
-    def _attach(self, support: Support | None, start: Delta | None, freeze: list[str]) -> SparseLeaves | DenseLeaves:
-        if support is None:
-            names = [name for name in self.identity if not matches(name, freeze)]
-            return DenseLeaves(self.stack, names, start)
-        unknown = [name for name in support if name not in self.identity]
+    def _attach(self, kind: str, wanted: Wanted) -> Leaves:
+        unknown = [name for name in wanted.support or () if name not in self.identity]
         if unknown:
             raise BadPlan(f"the support names {unknown[0]!r}, which this model's backbone lacks")
-        values = {name: _values_at(start, name, indices) for name, indices in support.items()} if start else {}
-        return SparseLeaves(self.model, self.stack, support, values)
+        return KINDS[kind](self.model, self.stack, wanted)
 
     @property
     def m(self) -> int:
@@ -116,20 +121,15 @@ class Tuned:
                 f"the buffer {moved[0]!r} changed in training (running statistics?) and a delta holds weights only; keep "
                 "that module in eval mode while training"
             )
-        patches = {name: self._patch(name) for name in self.leaves.leaves}
+        patches = self.leaves.patches()
+        for name, patch in patches.items():
+            if not patch.finite:
+                raise Diverged(f"training diverged: {name!r} holds NaN or infinite values; lower the learning rate")
         head = {name: p.detach().cpu().clone() for name, p in self.head.items()}
         if not all(bool(tensor.isfinite().all()) for tensor in head.values()):
             raise Diverged("training diverged: the head holds NaN or infinite values; lower the learning rate")
         about = {**self.about, "m": self.m, "k": self.k}
         return Delta.of(patches, base=self.identity, head=head, about=about).rounded(values)
-
-    def _patch(self, name: str) -> Patch:
-        change = self.leaves.values(name).cpu()
-        if not bool(change.isfinite().all()):
-            raise Diverged(f"training diverged: {name!r} holds NaN or infinite values; lower the learning rate")
-        if isinstance(self.leaves, DenseLeaves):
-            return Dense(change)
-        return Sparse(tuple(self.stack.parameters[name].shape), self.leaves.support[name], change.clone())
 
     @contextmanager
     def disabled(self) -> Iterator[nn.Module]:
@@ -193,14 +193,3 @@ def head_parameters(model: nn.Module, head: bool | Iterable[str]) -> dict[str, n
 
 def _ids(parameters: Mapping[str, nn.Parameter]) -> set[int]:
     return {id(parameter) for parameter in parameters.values()}
-
-
-def _values_at(start: Delta, name: str, indices: Tensor) -> Tensor:
-    """The values of a sparse delta at some entries of a parameter, 0 where it has none."""
-    values = torch.zeros(indices.numel(), dtype=torch.float64)
-    for coefficient, patch in start.terms.get(name, ()):
-        if not isinstance(patch, Sparse):
-            raise BadPlan(f"cannot start from {name!r}: only sparse deltas can be trained further at chosen entries")
-        inside = torch.isin(indices, patch.indices)
-        values[inside] += coefficient * patch.values[torch.isin(patch.indices, indices)].double()
-    return values
