@@ -2,8 +2,9 @@
 
 For each touched weight W there is one leaf `values` of its chosen entries. W itself stays frozen and always holds
 round(base + on + values); while gradients are recorded, the module that owns W sees an alias of W whose backward gathers
-the k entries of W's gradient into the leaf. So an optimizer, clipping, accumulation, AMP, DDP and `state_dict` meet k
-ordinary parameters (`model.gossamer`), and no unselected weight can move.
+the k entries of W's gradient into the leaf. A Linear's output is tapped instead: its k entries are computed from the gradient
+of the output and the input, and the dense gradient of W never exists. So an optimizer, clipping, accumulation, AMP, DDP
+and `state_dict` meet k ordinary parameters (`model.gossamer`), and no unselected weight can move.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from gossamer.delta.delta import Delta
 from gossamer.delta.patch import Patch, Sparse
 from gossamer.errors import BadPlan
 from gossamer.tunable.leaves import Wanted
+from gossamer.tunable.sampled import Layout, sampled
 
 Place = tuple[nn.Module, str, str]  # owner, attribute, name of the weight
 
@@ -37,6 +39,42 @@ class Bridge(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None]:
         return None, _gather(grads[0], ctx.indices).to(ctx.dtype), None
+
+
+class Tap(torch.autograd.Function):
+    """Passes the output of a product with a frozen matrix on, and its gradient back; k entries of the matrix's go to the leaf.
+
+    The matrix is [outputs, inputs], or [inputs, outputs] where `turned`. Differentiable twice.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, output: Tensor, inputs: Tensor, values: Tensor, weight: Tensor, layout: Layout, turned: bool
+    ) -> Tensor:
+        ctx.save_for_backward(inputs)
+        ctx.values, ctx.weight, ctx.layout, ctx.turned = values, weight, layout, turned
+        return output.detach()  # no view, so that the model may go on in place
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad, (inputs,) = grads[0], ctx.saved_tensors
+        pair = (inputs, grad) if ctx.turned else (grad, inputs)
+        found = sampled(*pair, ctx.layout).to(ctx.values.dtype)
+        through = None
+        if torch.is_grad_enabled() and ctx.needs_input_grad[1]:
+            # the product itself takes the matrix for a constant; for a second derivative the gradient that it passes
+            # to its input must depend on the leaf: a term that is zero and has the right derivative
+            matrix = Bridge.apply(ctx.weight, ctx.values, ctx.layout.flat) - ctx.weight
+            matrix = matrix.to(grad.dtype)
+            through = (grad @ (matrix.t() if ctx.turned else matrix)).to(inputs.dtype)
+        return grad, through, found, None, None, None
+
+
+def _turned(owner: nn.Module) -> bool | None:
+    """Whether a module multiplies by its weight as [inputs, outputs]; None if it does something else with it."""
+    if type(owner).forward is nn.Linear.forward:
+        return False
+    return True if type(owner).__name__ == "Conv1D" and hasattr(owner, "nf") else None  # GPT-2's Linear, transposed
 
 
 def _gather(grad: Tensor, indices: Tensor) -> Tensor:
@@ -61,6 +99,7 @@ class Frame(NamedTuple):
 
     module: nn.Module
     undo: list[tuple[nn.Module, str, Any, bool | None]]  # owner, attribute, what was there, Embedding.sparse
+    tapped: str | None = None  # the weight whose product is tapped when the forward ends
 
 
 class SparseLeaves:
@@ -82,6 +121,7 @@ class SparseLeaves:
             container.register_parameter(name.replace(".", "/"), leaf)
         self._seen = {name: leaf._version for name, leaf in self.leaves.items()}
         self._frames: list[Frame] = []  # of the modules whose forward is under way
+        self._layouts: dict[str, Layout] = {}
         stack.push(self.layer)
         model.add_module(LEAVES, container)
         self.active = True
@@ -111,6 +151,8 @@ class SparseLeaves:
 
     def _swap(self, hooked: nn.Module, places: list[Place]) -> list[Any]:
         names = list(dict.fromkeys(name for _, _, name in places))
+        turned = _turned(hooked)
+        product = next((n for owner, a, n in places if owner is hooked and a == "weight" and turned is not None), None)
 
         def enter(module: nn.Module, args: Any) -> None:
             if module is not hooked:
@@ -123,11 +165,13 @@ class SparseLeaves:
             if hooked is self.model and not any(frame.module is hooked for frame in self._frames):
                 self._undo(to=0)  # an interrupted forward may have left something
             self.write(names)
-            frame = Frame(hooked, [])
+            training = self.active and torch.is_grad_enabled()
+            tapped = product if training and args and not torch.compiler.is_compiling() else None
+            frame = Frame(hooked, [], tapped)
             self._frames.append(frame)
-            if not (self.active and torch.is_grad_enabled()):
+            if not training:
                 return
-            made: dict[str, Tensor] = {}
+            made: dict[str, Tensor] = {tapped: self.stack.parameters[tapped]} if tapped else {}  # its own: no gradient
             for owner, attribute, name in places:
                 if name not in made:
                     weight = self.stack.parameters[name]
@@ -143,14 +187,21 @@ class SparseLeaves:
                 if table is not None:
                     table.sparse = True  # its gradient is then the rows of the batch, not a copy of the table
 
-        def leave(module: nn.Module, args: Any, output: Any) -> None:
+        def leave(module: nn.Module, args: Any, output: Any) -> Tensor | None:
             depth = next((i for i in reversed(range(len(self._frames))) if self._frames[i].module is module), None)
-            if depth is not None:
-                self._undo(to=depth)
+            if depth is None:
+                return None
+            tapped = self._frames[depth].tapped
+            self._undo(to=depth)
+            if tapped is None or not isinstance(output, Tensor):  # the forward may have failed
+                return None
+            assert turned is not None
+            weight = self.stack.parameters[tapped]
+            return Tap.apply(output, args[0], self.leaves[tapped], weight, self.layout(tapped), turned)  # type: ignore[return-value]
 
         return [
             hooked.register_forward_pre_hook(enter),
-            hooked.register_forward_hook(leave, always_call=True),
+            hooked.register_forward_hook(leave, always_call=True, prepend=True),  # before what others do to the output
         ]
 
     def _undo(self, to: int) -> None:
@@ -170,6 +221,13 @@ class SparseLeaves:
             patch = Sparse(patch.shape, patch.indices.to(device), patch.values)
             self.layer[name] = ((1.0, patch),)  # type: ignore[index]
         return patch.indices
+
+    def layout(self, name: str) -> Layout:
+        """Where a leaf's entries lie in their matrix."""
+        indices = self.indices(name)
+        if name not in self._layouts or self._layouts[name].flat is not indices:
+            self._layouts[name] = Layout.of(indices, self.stack.parameters[name].shape[-1])
+        return self._layouts[name]
 
     def write(self, names: list[str], *, force: bool = False) -> None:
         """Brings the weights up to date with leaves that have changed since they were last written."""

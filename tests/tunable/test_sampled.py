@@ -1,0 +1,154 @@
+"""The sampled weight gradient equals the dense one, gathered: every dtype, shape and layout of memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+import gossamer as gs
+from gossamer.tunable import sampled as module
+from gossamer.tunable.sampled import Layout, dense_then_gather, sampled
+from gossamer.tunable.sparse import SparseLeaves
+from tests.tiny import batches, classifier
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+
+
+def compare(a: Tensor, b: Tensor, flat: Tensor) -> None:
+    layout = Layout.of(flat, b.shape[-1])
+    exact = (a.reshape(-1, a.shape[-1]).double().t() @ b.reshape(-1, b.shape[-1]).double()).reshape(-1)[flat]
+    with torch.no_grad():
+        found = sampled(a, b, layout)
+    assert found.shape == flat.shape
+    rounding = 1e-5 if module._library() and {a.dtype, b.dtype} <= {torch.float32, torch.bfloat16} else 1e-2
+    torch.testing.assert_close(found.double(), exact, rtol=rounding, atol=rounding * 10)
+
+
+@given(st.data())
+def test_equals_dense_then_gather(data: st.DataObject) -> None:
+    tokens, rows, columns = (data.draw(st.integers(1, top), label=name) for name, top in
+                             (("tokens", 150), ("rows", 40), ("columns", 40)))  # fmt: skip
+    a_dtype, b_dtype = data.draw(st.sampled_from(DTYPES)), data.draw(st.sampled_from(DTYPES))
+    torch.manual_seed(data.draw(st.integers(0, 99)))
+    a, b = torch.randn(tokens, rows).to(a_dtype), torch.randn(tokens, columns).to(b_dtype)
+    count = data.draw(st.integers(1, rows * columns), label="k")
+    compare(a, b, torch.randperm(rows * columns)[:count].sort().values)
+
+
+def test_any_layout_of_memory_and_leading_shape() -> None:
+    torch.manual_seed(0)
+    flat = torch.arange(0, 17 * 24, 3)
+    plain = torch.randn(5, 13, 17), torch.randn(5, 13, 24)
+    compare(*plain, flat)
+    compare(plain[0].transpose(0, 1), plain[1].transpose(0, 1), flat)
+    compare(torch.randn(17, 65).t(), torch.randn(24, 65).t(), flat)
+    compare(torch.ones(()).expand(65, 17), torch.randn(65, 24), flat)
+    compare(torch.randn(1, 17).expand(65, 17), torch.randn(130, 48)[::2, 5:29], flat)
+    assert sampled(torch.zeros(0, 17), torch.zeros(0, 24), Layout.of(flat, 24)).eq(0).all()
+
+
+def test_threads_and_repetitions_do_not_change_the_bits() -> None:
+    torch.manual_seed(0)
+    a, b = torch.randn(1000, 33), torch.randn(1000, 65)
+    layout = Layout.of(torch.randperm(33 * 65)[:200].sort().values, 65)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            with torch.no_grad():
+                found = [sampled(a, b, layout) for _ in range(5)]
+            assert all(torch.equal(found[0], other) for other in found)
+            torch.testing.assert_close(found[0], dense_then_gather(a, b, layout), rtol=1e-4, atol=1e-4)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_without_the_kernel_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    a, b, layout = torch.randn(70, 5), torch.randn(70, 6), Layout.of(torch.tensor([0, 7, 29]), 6)
+    with torch.no_grad():
+        compiled = sampled(a, b, layout)
+        monkeypatch.setattr(module, "_library", lambda: None)
+        assert "dense" in module.build()
+        torch.testing.assert_close(sampled(a, b, layout), compiled, rtol=1e-5, atol=1e-5)
+
+
+class Uses(nn.Module):
+    """Products in every manner: twice in one forward, changed in place afterwards, called by keyword, transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.turned = nn.Linear(6, 6), nn.Linear(6, 6, bias=False), Conv1D(4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(self.first(x).relu_()) + self.second(input=x)
+        return self.turned(self.second(x).mul_(2.0)).square().mean()
+
+
+def gradients(dense: bool, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+    if dense:
+        monkeypatch.setattr("gossamer.tunable.sparse._turned", lambda owner: None)
+    model = Uses()
+    with gs.tune(model, "random", k=40, head=False) as tuned:
+        torch.manual_seed(1)
+        model(torch.randn(3, 5, 6)).backward()
+        assert isinstance(tuned.leaves, SparseLeaves)
+        return {name: leaf.grad.clone() for name, leaf in tuned.leaves.leaves.items() if leaf.grad is not None}
+
+
+def test_a_tapped_output_gives_the_gradient_of_an_aliased_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    tapped = gradients(False, monkeypatch)
+    aliased = gradients(True, monkeypatch)
+    assert tapped.keys() == aliased.keys() and len(tapped) >= 3
+    for name in tapped:
+        torch.testing.assert_close(tapped[name], aliased[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_forward_that_fails_leaves_nothing_behind() -> None:
+    model = Uses()
+    with gs.tune(model, "random", k=40, head=False) as tuned:
+        with pytest.raises(RuntimeError):
+            model.first(torch.zeros(2, 5))
+        assert type(model.first.weight) is nn.Parameter
+        model(torch.randn(2, 3, 6)).backward()
+        assert all(leaf.grad is not None for leaf in tuned.parameters())
+
+
+def test_second_backward_through_a_tap() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)).double(), torch.randn(7, 4).double()
+    with gs.tune(model, "random", k=10, head=False) as tuned:
+        leaves = list(tuned.parameters())
+        with torch.enable_grad():
+            first = torch.autograd.grad(model(x).square().sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+        step, numeric = 1e-6, []
+        for leaf in leaves:
+            found = torch.zeros_like(leaf)
+            for i in range(leaf.numel()):
+                sums = []
+                for sign in (1, -1):
+                    leaf.data[i] += sign * step
+                    tuned.leaves.write(list(tuned.leaves.leaves), force=True)  # type: ignore[attr-defined]
+                    grads = torch.autograd.grad(model(x).square().sum(), leaves)
+                    sums.append(sum(float(g.square().sum()) for g in grads))
+                    leaf.data[i] -= sign * step
+                found[i] = (sums[0] - sums[1]) / (2 * step)
+            numeric.append(found)
+    for got, expected in zip(second, numeric, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_no_dense_gradient_of_a_linear_is_ever_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> Tensor:
+        raise AssertionError("a dense gradient was formed")
+
+    model = classifier()
+    with gs.tune(model, "random", density=0.05, exclude=["embeddings", "*.bias", "*LayerNorm*"]) as tuned:
+        monkeypatch.setattr("gossamer.tunable.sparse._gather", refuse)
+        model(**batches(1)[0]).loss.backward()
+        assert all(leaf.grad is not None for leaf in tuned.leaves.parameters())
