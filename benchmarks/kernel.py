@@ -5,6 +5,8 @@ The yardstick is the dense product alone, without the gather that would follow i
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from benchmarks.common import Figure, interleave
@@ -21,8 +23,8 @@ def measure(*, quick: bool = False) -> list[Figure]:
         generator = torch.Generator().manual_seed(0)
         grad, x = (torch.randn(1024, width, generator=generator) for width in (outputs, inputs))
         layouts = {d: _layout(outputs, inputs, d, generator) for d in DENSITIES}
-        actions = {"dense": lambda grad=grad, x=x: grad.t() @ x}
-        actions |= {f"{d}": lambda grad=grad, x=x, d=d: sampled(grad, x, layouts[d]) for d in DENSITIES}
+        actions = {"dense": partial(torch.mm, grad.t(), x)}
+        actions |= {f"{d}": partial(sampled, grad, x, layout) for d, layout in layouts.items()}
         with torch.no_grad():
             times = interleave(actions, rounds=5 if quick else 31, repeats=5)
         figures += [
