@@ -9,7 +9,7 @@ ordinary parameters (`model.gossamer`), and no unselected weight can move.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,8 @@ from gossamer.delta.base import LEAVES
 from gossamer.delta.delta import Delta
 from gossamer.delta.patch import Patch, Sparse
 from gossamer.errors import BadPlan
+from gossamer.tunable.alias import Aliases, Frame
 from gossamer.tunable.leaves import Wanted
-
-Place = tuple[nn.Module, str, str]  # owner, attribute, name of the weight
 
 
 class Bridge(torch.autograd.Function):
@@ -56,13 +55,6 @@ def _gather(grad: Tensor, indices: Tensor) -> Tensor:
     return found
 
 
-class Frame(NamedTuple):
-    """One forward under way: what its entry swapped, so that its end can undo it."""
-
-    module: nn.Module
-    undo: list[tuple[nn.Module, str, Any, bool | None]]  # owner, attribute, what was there, Embedding.sparse
-
-
 class SparseLeaves:
     """Attaches k leaves to a model; `layer` is what they add to the base, through the one writer."""
 
@@ -81,85 +73,23 @@ class SparseLeaves:
             self.layer[name] = ((1.0, Sparse(tuple(weight.shape), indices.to(weight.device), leaf)),)  # type: ignore[index]
             container.register_parameter(name.replace(".", "/"), leaf)
         self._seen = {name: leaf._version for name, leaf in self.leaves.items()}
-        self._frames: list[Frame] = []  # of the modules whose forward is under way
         stack.push(self.layer)
         model.add_module(LEAVES, container)
         self.active = True
-        self._hooks = [register_optimizer_step_post_hook(self._after_step), *self._install()]
+        self._hook = register_optimizer_step_post_hook(self._after_step)
+        weights = {name: stack.parameters[name] for name in self.leaves}
+        self._aliases = Aliases(model, weights, self._make, rows=True, copies=True)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         return iter(self.leaves.values())
 
-    def _install(self) -> list[Any]:
-        """Hooks on each owner of a touched weight, on its parent and on the whole model.
-
-        The owner's serve nearly every use. The others serve modules that read another's weight (attention reads its
-        output projection's); the parent's do so also for what gradient checkpointing computes again, outside the
-        model's own forward.
-        """
-        names = {id(self.stack.parameters[name]): name for name in self.leaves}
-        found: dict[nn.Module, list[Place]] = {}
-        for parent in self.model.modules():
-            for owner in (parent, *parent.children()):
-                for attribute, parameter in owner._parameters.items():
-                    if id(parameter) in names:
-                        place = (owner, attribute, names[id(parameter)])
-                        for module in {parent, self.model}:
-                            if place not in found.setdefault(module, []):
-                                found[module].append(place)
-        return [hook for module, places in found.items() for hook in self._swap(module, places)]
-
-    def _swap(self, hooked: nn.Module, places: list[Place]) -> list[Any]:
-        names = list(dict.fromkeys(name for _, _, name in places))
-
-        def enter(module: nn.Module, args: Any) -> None:
-            if module is not hooked:
-                if torch.is_grad_enabled():
-                    raise BadPlan(
-                        "a copy of a tuned model cannot be trained (deepcopy, or DataParallel over several GPUs): tune the "
-                        "copy itself, or use DistributedDataParallel"
-                    )
-                return
-            if hooked is self.model and not any(frame.module is hooked for frame in self._frames):
-                self._undo(to=0)  # an interrupted forward may have left something
-            self.write(names)
-            frame = Frame(hooked, [])
-            self._frames.append(frame)
-            if not (self.active and torch.is_grad_enabled()):
-                return
-            made: dict[str, Tensor] = {}
-            for owner, attribute, name in places:
-                if name not in made:
-                    weight = self.stack.parameters[name]
-                    made[name] = Bridge.apply(weight, self.leaves[name], self.indices(name))  # type: ignore[assignment]
-                # an owner swaps even where the whole model has done so: a backward runs the youngest nodes first, so
-                # that an alias made just before its use frees the dense gradient at once, and one made at the start last
-                table = owner if isinstance(owner, nn.Embedding) and not owner.scale_grad_by_freq else None
-                table = None if torch.compiler.is_compiling() else table
-                frame.undo.append(
-                    (owner, attribute, owner._parameters[attribute], None if table is None else table.sparse)
-                )
-                owner._parameters[attribute] = made[name]  # type: ignore[assignment]
-                if table is not None:
-                    table.sparse = True  # its gradient is then the rows of the batch, not a copy of the table
-
-        def leave(module: nn.Module, args: Any, output: Any) -> None:
-            depth = next((i for i in reversed(range(len(self._frames))) if self._frames[i].module is module), None)
-            if depth is not None:
-                self._undo(to=depth)
-
-        return [
-            hooked.register_forward_pre_hook(enter),
-            hooked.register_forward_hook(leave, always_call=True),
-        ]
-
-    def _undo(self, to: int) -> None:
-        """Takes back the swaps of all frames but the first `to`, the last first."""
-        while len(self._frames) > to:
-            for owner, attribute, before, sparse in reversed(self._frames.pop().undo):
-                owner._parameters[attribute] = before
-                if sparse is not None:
-                    owner.sparse = sparse  # type: ignore[assignment]
+    def _make(self, names: list[str], frames: list[Frame]) -> dict[str, Tensor]:
+        """The aliases of some weights, where gradients are recorded."""
+        self.write(names)
+        if not (self.active and torch.is_grad_enabled()):
+            return {}
+        weights, leaves = self.stack.parameters, self.leaves
+        return {n: Bridge.apply(weights[n], leaves[n], self.indices(n)) for n in names}  # type: ignore[misc]
 
     def indices(self, name: str) -> Tensor:
         """The flat indices of a leaf's entries, on the weight's device."""
@@ -216,9 +146,8 @@ class SparseLeaves:
                 leaf.grad.add_(leaf.detach().sign(), alpha=strength)
 
     def detach(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._undo(to=0)
+        self._hook.remove()
+        self._aliases.remove()
         if self.active:
             self.stack.pop(self.layer)
         delattr(self.model, LEAVES)
