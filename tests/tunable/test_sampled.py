@@ -92,7 +92,7 @@ class Uses(nn.Module):
 
 def gradients(dense: bool, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
     if dense:
-        monkeypatch.setattr("gossamer.tunable.sparse._turned", lambda owner: None)
+        monkeypatch.setattr("gossamer.tunable.alias._turned", lambda owner: None)
     model = Uses()
     with gs.tune(model, "random", k=40, head=False) as tuned:
         torch.manual_seed(1)
@@ -149,6 +149,6 @@ def test_no_dense_gradient_of_a_linear_is_ever_made(monkeypatch: pytest.MonkeyPa
 
     model = classifier()
     with gs.tune(model, "random", density=0.05, exclude=["embeddings", "*.bias", "*LayerNorm*"]) as tuned:
-        monkeypatch.setattr("gossamer.tunable.sparse._gather", refuse)
+        monkeypatch.setattr("gossamer.tunable.bridge._gather", refuse)
         model(**batches(1)[0]).loss.backward()
         assert all(leaf.grad is not None for leaf in tuned.leaves.parameters())

@@ -10,7 +10,7 @@ and `state_dict` meet k ordinary parameters (`model.gossamer`), and no unselecte
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,85 +21,10 @@ from gossamer.delta.base import LEAVES
 from gossamer.delta.delta import Delta
 from gossamer.delta.patch import Patch, Sparse
 from gossamer.errors import BadPlan
+from gossamer.tunable.alias import Aliases, Frame
+from gossamer.tunable.bridge import Bridge, Tap
 from gossamer.tunable.leaves import Wanted
-from gossamer.tunable.sampled import Layout, sampled
-
-Place = tuple[nn.Module, str, str]  # owner, attribute, name of the weight
-
-
-class Bridge(torch.autograd.Function):
-    """An alias of a frozen weight whose gradient flows, k entries of it, to the leaf. Differentiable twice."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, values: Tensor, indices: Tensor) -> Tensor:
-        # written the old way, without setup_context: a quarter of the time, and there are hundreds of these a step
-        ctx.indices, ctx.dtype = indices, values.dtype
-        return weight.detach()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None]:
-        return None, _gather(grads[0], ctx.indices).to(ctx.dtype), None
-
-
-class Tap(torch.autograd.Function):
-    """Passes the output of a product with a frozen matrix on, and its gradient back; k entries of the matrix's go to the leaf.
-
-    The matrix is [outputs, inputs], or [inputs, outputs] where `turned`. Differentiable twice.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, output: Tensor, inputs: Tensor, values: Tensor, weight: Tensor, layout: Layout, turned: bool
-    ) -> Tensor:
-        ctx.save_for_backward(inputs)
-        ctx.values, ctx.weight, ctx.layout, ctx.turned = values, weight, layout, turned
-        return output.detach()  # no view, so that the model may go on in place
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad, (inputs,) = grads[0], ctx.saved_tensors
-        pair = (inputs, grad) if ctx.turned else (grad, inputs)
-        found = sampled(*pair, ctx.layout).to(ctx.values.dtype)
-        through = None
-        if torch.is_grad_enabled() and ctx.needs_input_grad[1]:
-            # the product itself takes the matrix for a constant; for a second derivative the gradient that it passes
-            # to its input must depend on the leaf: a term that is zero and has the right derivative
-            matrix = Bridge.apply(ctx.weight, ctx.values, ctx.layout.flat) - ctx.weight
-            matrix = matrix.to(grad.dtype)
-            through = (grad @ (matrix.t() if ctx.turned else matrix)).to(inputs.dtype)
-        return grad, through, found, None, None, None
-
-
-def _turned(owner: nn.Module) -> bool | None:
-    """Whether a module multiplies by its weight as [inputs, outputs]; None if it does something else with it."""
-    if type(owner).forward is nn.Linear.forward:
-        return False
-    return True if type(owner).__name__ == "Conv1D" and hasattr(owner, "nf") else None  # GPT-2's Linear, transposed
-
-
-def _gather(grad: Tensor, indices: Tensor) -> Tensor:
-    """The entries of a weight's gradient at sorted flat indices; of an embedding's, only rows of the batch exist."""
-    if not grad.is_sparse:
-        return grad.reshape(-1).index_select(0, indices)
-    grad = grad.coalesce()
-    rows, values = grad.indices()[0], grad.values()  # [r], [r, width]
-    if not rows.numel():
-        return values.new_zeros(indices.numel())
-    width = values.shape[1]
-    wanted = indices // width
-    slots = torch.searchsorted(rows, wanted).clamp_(max=rows.numel() - 1)
-    here = rows[slots] == wanted
-    found = values.new_zeros(indices.numel())
-    found[here] = values.reshape(-1)[(slots * width + indices % width)[here]]
-    return found
-
-
-class Frame(NamedTuple):
-    """One forward under way: what its entry swapped, so that its end can undo it."""
-
-    module: nn.Module
-    undo: list[tuple[nn.Module, str, Any, bool | None]]  # owner, attribute, what was there, Embedding.sparse
-    tapped: str | None = None  # the weight whose product is tapped when the forward ends
+from gossamer.tunable.sampled import Layout
 
 
 class SparseLeaves:
@@ -120,97 +45,31 @@ class SparseLeaves:
             self.layer[name] = ((1.0, Sparse(tuple(weight.shape), indices.to(weight.device), leaf)),)  # type: ignore[index]
             container.register_parameter(name.replace(".", "/"), leaf)
         self._seen = {name: leaf._version for name, leaf in self.leaves.items()}
-        self._frames: list[Frame] = []  # of the modules whose forward is under way
-        self._layouts: dict[str, Layout] = {}
         stack.push(self.layer)
         model.add_module(LEAVES, container)
         self.active = True
-        self._hooks = [register_optimizer_step_post_hook(self._after_step), *self._install()]
+        self._hook = register_optimizer_step_post_hook(self._after_step)
+        weights = {name: stack.parameters[name] for name in self.leaves}
+        self._aliases = Aliases(model, weights, self._make, tap=self._tap, rows=True, copies=True)
+        self._layouts: dict[str, Layout] = {}
 
     def parameters(self) -> Iterator[nn.Parameter]:
         return iter(self.leaves.values())
 
-    def _install(self) -> list[Any]:
-        """Hooks on each owner of a touched weight, on its parent and on the whole model.
+    def _make(self, names: list[str], frames: list[Frame]) -> dict[str, Tensor]:
+        """The aliases of some weights, where gradients are recorded. A product that is tapped needs none."""
+        self.write(names)
+        if not (self.active and torch.is_grad_enabled()):
+            return {}
+        weights, leaves, tapped = self.stack.parameters, self.leaves, frames[-1].tapped
+        return {
+            n: weights[n] if n == tapped else Bridge.apply(weights[n], leaves[n], self.indices(n))  # type: ignore[misc]
+            for n in names
+        }
 
-        The owner's serve nearly every use. The others serve modules that read another's weight (attention reads its
-        output projection's); the parent's do so also for what gradient checkpointing computes again, outside the
-        model's own forward.
-        """
-        names = {id(self.stack.parameters[name]): name for name in self.leaves}
-        found: dict[nn.Module, list[Place]] = {}
-        for parent in self.model.modules():
-            for owner in (parent, *parent.children()):
-                for attribute, parameter in owner._parameters.items():
-                    if id(parameter) in names:
-                        place = (owner, attribute, names[id(parameter)])
-                        for module in {parent, self.model}:
-                            if place not in found.setdefault(module, []):
-                                found[module].append(place)
-        return [hook for module, places in found.items() for hook in self._swap(module, places)]
-
-    def _swap(self, hooked: nn.Module, places: list[Place]) -> list[Any]:
-        names = list(dict.fromkeys(name for _, _, name in places))
-        turned = _turned(hooked)
-        product = next((n for owner, a, n in places if owner is hooked and a == "weight" and turned is not None), None)
-
-        def enter(module: nn.Module, args: Any) -> None:
-            if module is not hooked:
-                if torch.is_grad_enabled():
-                    raise BadPlan(
-                        "a copy of a tuned model cannot be trained (deepcopy, or DataParallel over several GPUs): tune the "
-                        "copy itself, or use DistributedDataParallel"
-                    )
-                return
-            if hooked is self.model and not any(frame.module is hooked for frame in self._frames):
-                self._undo(to=0)  # an interrupted forward may have left something
-            self.write(names)
-            training = self.active and torch.is_grad_enabled()
-            tapped = product if training and args and not torch.compiler.is_compiling() else None
-            frame = Frame(hooked, [], tapped)
-            self._frames.append(frame)
-            if not training:
-                return
-            made: dict[str, Tensor] = {tapped: self.stack.parameters[tapped]} if tapped else {}  # its own: no gradient
-            for owner, attribute, name in places:
-                if name not in made:
-                    weight = self.stack.parameters[name]
-                    made[name] = Bridge.apply(weight, self.leaves[name], self.indices(name))  # type: ignore[assignment]
-                # an owner swaps even where the whole model has done so: a backward runs the youngest nodes first, so
-                # that an alias made just before its use frees the dense gradient at once, and one made at the start last
-                table = owner if isinstance(owner, nn.Embedding) and not owner.scale_grad_by_freq else None
-                table = None if torch.compiler.is_compiling() else table
-                frame.undo.append(
-                    (owner, attribute, owner._parameters[attribute], None if table is None else table.sparse)
-                )
-                owner._parameters[attribute] = made[name]  # type: ignore[assignment]
-                if table is not None:
-                    table.sparse = True  # its gradient is then the rows of the batch, not a copy of the table
-
-        def leave(module: nn.Module, args: Any, output: Any) -> Tensor | None:
-            depth = next((i for i in reversed(range(len(self._frames))) if self._frames[i].module is module), None)
-            if depth is None:
-                return None
-            tapped = self._frames[depth].tapped
-            self._undo(to=depth)
-            if tapped is None or not isinstance(output, Tensor):  # the forward may have failed
-                return None
-            assert turned is not None
-            weight = self.stack.parameters[tapped]
-            return Tap.apply(output, args[0], self.leaves[tapped], weight, self.layout(tapped), turned)  # type: ignore[return-value]
-
-        return [
-            hooked.register_forward_pre_hook(enter),
-            hooked.register_forward_hook(leave, always_call=True, prepend=True),  # before what others do to the output
-        ]
-
-    def _undo(self, to: int) -> None:
-        """Takes back the swaps of all frames but the first `to`, the last first."""
-        while len(self._frames) > to:
-            for owner, attribute, before, sparse in reversed(self._frames.pop().undo):
-                owner._parameters[attribute] = before
-                if sparse is not None:
-                    owner.sparse = sparse  # type: ignore[assignment]
+    def _tap(self, name: str, inputs: Tensor, output: Tensor, turned: bool) -> Tensor:
+        """The output of a product with a weight, so that the gradient also reaches the leaf."""
+        return Tap.apply(output, inputs, self.leaves[name], self.stack.parameters[name], self.layout(name), turned)  # type: ignore[return-value]
 
     def indices(self, name: str) -> Tensor:
         """The flat indices of a leaf's entries, on the weight's device."""
@@ -274,9 +133,8 @@ class SparseLeaves:
                 leaf.grad.add_(leaf.detach().sign(), alpha=strength)
 
     def detach(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._undo(to=0)
+        self._hook.remove()
+        self._aliases.remove()
         if self.active:
             self.stack.pop(self.layer)
         delattr(self.model, LEAVES)
