@@ -47,6 +47,8 @@ def hutchinson(
     ):
         for batch in batches:
             edges = _differentiate(finite(loss(model, batch) * length(batch)), parameters, gradients)
+            if batch is batches[0]:
+                _check(edges)
             for left in reversed(range(probes)):
                 _probe(edges, parameters, diagonal, rng, share=1 / probes, again=left > 0)
             del edges  # and with it the graph, before the next batch makes its own
@@ -62,6 +64,18 @@ def _differentiate(
     for name in g:
         gradients[name].add_(g[name].detach())
     return {name: get_gradient_edge(grad) for name, grad in g.items() if grad.requires_grad}
+
+
+def _check(edges: Mapping[str, GradientEdge]) -> None:
+    """Raises where the graph of g ends in a function without a second derivative, which `grad` would pass over as 0."""
+    waiting, seen = [edge.node for edge in edges.values()], set()
+    while waiting:
+        node = waiting.pop()
+        if node.name() == "torch::autograd::Error":
+            raise RuntimeError("a function of its own kind is marked @once_differentiable")
+        fresh = [following for following, _ in node.next_functions if following is not None and following not in seen]
+        seen.update(fresh)
+        waiting += fresh
 
 
 def _probe(
