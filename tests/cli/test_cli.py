@@ -119,7 +119,31 @@ def test_regression_and_methods(here: Path, capsys: pytest.CaptureFixture[str]) 
     assert made["baseline"]["pearson"] == 0.0
     answers = told("predict n.safetensors --text w1", capsys)
     assert isinstance(answers[0]["value"], float)
-    assert {row["method"] for row in told("methods", capsys)} == set(gs.methods())
+    listed = told("methods", capsys)
+    assert {row["method"] for row in listed} == set(gs.methods())
+    sam = next(row for row in listed if row["method"] == "sam")
+    assert (sam["options"]["curvature"], sam["values"]["curvature"]) == ("identity", ["identity", "hutchinson"])
+    assert sam["twin"] == "gradient"
+    status, out, _ = call("methods", capsys)
+    assert status == 0
+    places = [out.index(group) for group in ("random\n", "rule-based\n", "projection-based\n", "full (reference)")]
+    assert places == sorted(places)
+    assert all(any(line.startswith(f"  {name} ") for line in out.splitlines()) for name in gs.methods())
+
+
+def test_audit(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = told(
+        "fit --base base --train train.csv --method child-d --match lora:1 --steps 3 --force --out a.safetensors",
+        capsys,
+    )
+    found = told("show a.safetensors --audit", capsys)["audit"]
+    assert found["entries"] == made["m"]
+    assert 0 < found["differ"] <= found["stored"] == made["k"] == 2 * (4 * (16 + 16) + 2 * (16 + 32))
+    assert sum(row["differ"] for row in found["parameters"].values()) == found["differ"]
+    assert found["padded"] == 0
+    status, out, _ = call("show a.safetensors --audit --base base", capsys)
+    assert status == 0
+    assert f"{found['differ']:,} of the base's {found['entries']:,} entries really differ" in " ".join(out.split())
 
 
 def test_training_on_top_of_a_delta(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,7 +163,23 @@ BAD = [
     ("fit --base base --train train.csv --out x.safetensors --density 2", 2, "density=2"),
     ("fit --base base --train train.csv --out x.safetensors --k 0", 2, "k=0"),
     ("fit --base base --train train.csv --out x.safetensors --k 999999", 2, "k=999,999"),
-    ("fit --base base --train train.csv --out x.safetensors --k 9 --density .1", 2, "give one"),
+    (
+        "fit --base base --train train.csv --out x.safetensors --k 9 --density .1",
+        2,
+        "k=9 were given together; give one",
+    ),
+    (
+        "fit --base base --train train.csv --out x.safetensors --k 9 --match lora:1",
+        2,
+        "k=9 and match=lora:1 were given",
+    ),
+    ("fit --base base --train train.csv --out x.safetensors --match lora", 2, "match='lora'; expected lora:RANK"),
+    ("fit --base base --train train.csv --out x.safetensors --match lora:9999", 2, "has only"),
+    (
+        "fit --base base --train train.csv --out x.safetensors --method fisher options.per=token",
+        2,
+        "one of example, batch",
+    ),
     ("fit --base base --train train.csv --out x.safetensors --method full --density .1", 2, "neither density nor k"),
     ("fit --base base --train train.csv --out x.safetensors --method magic", 2, "unknown method 'magic'"),
     ("fit --base base --train train.csv --out x.safetensors --method full --rounds 2", 2, "no option 'rounds'"),
@@ -163,6 +203,8 @@ BAD = [
     ("predict mine.safetensors --text one", 2, "--pair"),
     ("merge mine.safetensors --out base", 1, "base exists"),
     ("show cut.safetensors", 1, "cut.safetensors"),
+    ("show mine.safetensors --base base", 2, "--audit"),
+    ("show mine.safetensors --audit --base otherbase", 1, "wrong base"),
     ("show --nonsense", 2, "nonsense"),
     ("juggle", 2, "juggle"),
 ]

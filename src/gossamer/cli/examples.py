@@ -15,7 +15,7 @@ EXAMPLES = {
     ),
     "show": (
         "gossamer show mine.safetensors",
-        "gossamer show mine.safetensors --plot where.png",
+        "gossamer show mine.safetensors --plot where.png --audit",
     ),
     "merge": (
         "gossamer merge mine.safetensors --out merged",

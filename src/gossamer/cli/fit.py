@@ -25,6 +25,7 @@ def fit(
     method: str | None = None,
     density: float | None = None,
     k: int | None = None,
+    match: str | None = None,
     rounds: int | None = None,
     l1: float | None = None,
     exclude: str | None = None,
@@ -78,6 +79,8 @@ def fit(
         Share of the base's weights to train. Default: 0.005.
     k
         Number of the base's weights to train, in place of a density.
+    match
+        Train as many of the base's weights as another method would: lora:8, pfeiffer:16, houlsby:16 or bitfit.
     rounds
         lt-sft: rounds of choosing and training, growing the support. Default: 1.
     l1

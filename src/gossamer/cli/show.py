@@ -7,16 +7,22 @@ from typing import Any
 
 from rich.markup import escape
 
+from gossamer.analyze.audit import Audited
+from gossamer.analyze.audit import audit as count
 from gossamer.analyze.where import by_layer, where
 from gossamer.analyze.where import plot as draw
-from gossamer.cli.output import Flag, console, emit, scores_table, size, table
+from gossamer.cli.output import Flag, console, emit, quiet, scores_table, size, table
+from gossamer.delta.delta import Delta
 from gossamer.delta.store import load
+from gossamer.errors import BadPlan
 
 
 def show(
     delta: Path,
     *,
     plot: Path | None = None,
+    audit: Flag = False,
+    base: str | None = None,
     json: Flag = False,
 ) -> None:
     """Say what a delta is: base, method, task, scores, density, bytes, and where its changes lie.
@@ -27,9 +33,15 @@ def show(
         A delta's file.
     plot
         Write a heat map of where the changes lie, layers × modules, to this picture (.png, .svg or .pdf).
+    audit
+        Load the base, put the delta on, and count the entries that really differ.
+    base
+        The base to audit with, where it is no longer where the delta was trained.
     json
         Print the facts as JSON.
     """
+    if base and not audit:
+        raise BadPlan("--base is the model that --audit counts on; give --audit too")
     loaded = load(delta)
     about: dict[str, Any] = dict(loaded.about)
     places = where(loaded)
@@ -57,6 +69,16 @@ def show(
     }
     if plot:
         draw(loaded, plot)
+    audited = _audit(delta, loaded, base) if audit else []
+    if audit:
+        facts["audit"] = {
+            "entries": sum(row.size for row in audited),
+            "stored": sum(row.stored for row in audited),
+            "differ": sum(row.differ for row in audited),
+            "padded": sum(row.padded for row in audited),
+            "parameters": {row.name: {"entries": row.size, "stored": row.stored, "differ": row.differ, "padded": row.padded}
+                           for row in audited},
+        }  # fmt: skip
     if json:
         emit(facts)
         return
@@ -84,5 +106,27 @@ def show(
         console.print(scores_table("scores after training", facts["scores"], facts["baseline"], task.get("metric", "")))
     rows = [[layer, f"{n:,}", f"{c:,}", f"{c / n:.3%}", f"{norm:.3g}"] for layer, (n, c, norm) in layers.items()]
     console.print(table("where the changes lie", ["layer", "weights", "changed", "density", "norm"], rows))
+    if audit:
+        rows = [[row.name, f"{row.size:,}", f"{row.stored:,}", f"{row.differ:,}", f"{row.padded:,}"]
+                for row in audited if row.stored or row.differ]  # fmt: skip
+        columns = ["parameter", "entries", "stored", "really differ", "padded"]
+        console.print(table("audit: the base without and with the delta", columns, rows))
+        total = facts["audit"]
+        padded = f", and {total['padded']:,} entries pad it" if total["padded"] else ""
+        console.print(f"{total['differ']:,} of the base's {total['entries']:,} entries really differ "
+                      f"({total['differ'] / total['entries']:.3%}); the delta stores {total['stored']:,}{padded}",
+                      highlight=False)  # fmt: skip
     if plot:
         console.print(f"heat map: {plot}")
+
+
+def _audit(path: Path, loaded: Delta, base: str | None) -> list[Audited]:
+    named = base or loaded.about.get("base")
+    if not named:
+        raise BadPlan(f"{path} does not name its base; say which: --base MODEL")
+    quiet()
+    from transformers import AutoModel
+
+    from gossamer.tasks.pretrained import load_model
+
+    return count(load_model(AutoModel, named, seed=0)[0], loaded)

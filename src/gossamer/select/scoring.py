@@ -1,4 +1,4 @@
-"""One pass over data that adds up gradients, or their squares, at θ0: what `gradient` and `fisher` rank.
+"""One pass over data that adds up gradients, or their squares, at θ0: what `gradient`, `sam` and `fisher` rank.
 
 The model is in eval mode (no dropout), nothing is clipped, each of a fixed number of examples counts exactly once. A
 weight's gradient is added to its score and freed as soon as it is complete, so a pass costs one extra copy of the
@@ -8,6 +8,7 @@ weights. A fresh head would rank its own noise, so it is trained first, for scor
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,18 +37,47 @@ def accumulate(
     data: Iterable[Batch],
     *,
     squared: bool,
+    per: str = "example",
     loss: Loss = model_loss,
+    **settings: Any,
+) -> dict[str, Tensor]:
+    """Σ_b g_b, or Σ_b g_b², over the first `examples` examples. Returns the names and shapes of `parameters`, float32.
+
+    Args:
+        model, parameters, data, settings: see `scoring`.
+        squared: squares (Fisher) rather than the sum of gradients.
+        per: what is squared: the gradient of each "example", or the mean gradient of each "batch".
+    """
+    scores = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
+    with scoring(model, parameters, data, loss=loss, **settings) as batches:
+        hooks = [p.register_post_accumulate_grad_hook(_adder(scores[n], squared)) for n, p in parameters.items()]
+        singly = squared and per == "example"
+        try:
+            for batch in (one for several in batches for one in _singles(several)) if singly else batches:
+                finite(loss(model, batch) * (1 if squared else length(batch))).backward()
+        finally:
+            for hook in hooks:
+                hook.remove()
+    return scores
+
+
+@contextmanager
+def scoring(
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    data: Iterable[Batch],
+    *,
+    loss: Loss,
     examples: int = 1024,
     head: Mapping[str, nn.Parameter] | None = None,
     warmup: int = 50,
-) -> dict[str, Tensor]:
-    """Σ_b g_b, or Σ_b g_b² with one example a backward, over the first `examples` examples.
+) -> Iterator[list[Batch]]:
+    """A model made ready for scoring `parameters`, inside a `with`; yields the batches to score with.
 
     Args:
         model: left as it was: values, mode, `requires_grad`, gradients.
-        parameters: name → weight to score; the result has the same names and shapes, float32.
-        data: batches whose tensors have the examples in dimension 0; read once.
-        squared: squares of per-example gradients (Fisher) rather than the sum of gradients.
+        parameters: name → weight to score; only these require gradients.
+        data: batches whose tensors have the examples in dimension 0; read once, the first `examples` examples of them.
         head: parameters to warm up first, for scoring only, with `warmup` AdamW steps; 0 turns that off.
     """
     if examples < 1:
@@ -56,7 +86,6 @@ def accumulate(
     batches = [_to(batch, device) for batch in _first(data, examples)]
     if not batches:
         raise BadData("no examples to score with: data= is empty")
-    scores = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
     before = Snapshot(model, (head or {}).values())
     model.eval()
     try:
@@ -64,27 +93,33 @@ def accumulate(
             _warm_up(model, head, batches, loss, warmup)
         for p in model.parameters():
             p.requires_grad_(False)
-        hooks = [p.requires_grad_(True).register_post_accumulate_grad_hook(_adder(scores[n], squared))
-                 for n, p in parameters.items()]  # fmt: skip
-        try:
-            for batch in (one for several in batches for one in _singles(several)) if squared else batches:
-                value = loss(model, batch) * _length(batch)
-                if not bool(value.isfinite()):
-                    raise BadPlan("the loss is NaN or infinite on the scoring data; check the data and the model")
-                value.backward()
-        finally:
-            for hook in hooks:
-                hook.remove()
+        for p in parameters.values():
+            p.requires_grad_(True)
+        yield batches
     finally:
         before.restore()
-    return scores
+
+
+def finite(loss: Tensor) -> Tensor:
+    """The loss. Raises BadPlan when it is NaN or infinite."""
+    if not bool(loss.isfinite()):
+        raise BadPlan("the loss is NaN or infinite on the scoring data; check the data and the model")
+    return loss
+
+
+def length(batch: Batch) -> int:
+    """Number of examples of a batch."""
+    sizes = {value.shape[0] for value in batch.values() if isinstance(value, Tensor) and value.dim()}
+    if len(sizes) != 1:
+        raise BadData(f"a batch's tensors must share dimension 0 (the examples); got sizes {sorted(sizes)}")
+    return sizes.pop()
 
 
 def _adder(score: Tensor, squared: bool) -> Callable[[Tensor], None]:
     def add(parameter: Tensor) -> None:
         assert parameter.grad is not None
         grad = parameter.grad.float()
-        score.add_(grad.square() if squared else grad)
+        score.addcmul_(grad, grad) if squared else score.add_(grad)
         parameter.grad = None
 
     return add
@@ -106,16 +141,9 @@ def _first(data: Iterable[Batch], examples: int) -> Iterator[Batch]:
     for batch in data:
         batch = _slice(batch, 0, examples)
         yield batch
-        examples -= _length(batch)
+        examples -= length(batch)
         if examples == 0:  # without drawing a batch more than is needed
             return
-
-
-def _length(batch: Batch) -> int:
-    sizes = {value.shape[0] for value in batch.values() if isinstance(value, Tensor) and value.dim()}
-    if len(sizes) != 1:
-        raise BadData(f"a batch's tensors must share dimension 0 (the examples); got sizes {sorted(sizes)}")
-    return sizes.pop()
 
 
 def _slice(batch: Batch, start: int, stop: int) -> Batch:
@@ -123,7 +151,7 @@ def _slice(batch: Batch, start: int, stop: int) -> Batch:
 
 
 def _singles(batch: Batch) -> Iterator[Batch]:
-    return (_slice(batch, i, i + 1) for i in range(_length(batch)))
+    return (_slice(batch, i, i + 1) for i in range(length(batch)))
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:

@@ -12,10 +12,12 @@ from gossamer.delta.base import base_parameters, matches
 from gossamer.delta.support import Support
 from gossamer.errors import BadPlan
 from gossamer.select.bias import bias
+from gossamer.select.curvature import hutchinson
 from gossamer.select.fisher import fisher
 from gossamer.select.gradient import gradient
 from gossamer.select.magnitude import magnitude
 from gossamer.select.scoring import Batch, Loss, accumulate, model_loss
+from gossamer.select.second_order import second_order
 from gossamer.select.uniform import uniform
 from gossamer.tunable.tuned import head_parameters
 
@@ -75,14 +77,13 @@ def choose(
         return magnitude(parameters, k, smallest=bool(options["smallest"]), per_tensor=per_tensor)
     if data is None:
         raise BadPlan(f"{rule} scores weights with data; pass data= (batches with labels, for example a DataLoader)")
-    scores = accumulate(
-        model,
-        parameters,
-        data,
-        squared=rule == "fisher",
-        loss=loss or model_loss,
-        examples=options["examples"],
-        head=head_parameters(model, head),
-        warmup=options["warmup"],
+    scoring = {"loss": loss or model_loss, "head": head_parameters(model, head), "examples": options["examples"],
+               "warmup": options["warmup"]}  # fmt: skip
+    if rule == "second_order" and options["curvature"] == "hutchinson":
+        gradients, diagonal = hutchinson(model, parameters, data, probes=options["probes"], seed=seed, **scoring)
+        return second_order(gradients, k, diagonal=diagonal, per_tensor=per_tensor)
+    squared = rule == "fisher"
+    scores = accumulate(model, parameters, data, squared=squared, per=options.get("per", "example"), **scoring)
+    return {"fisher": fisher, "gradient": gradient, "second_order": second_order}[rule](
+        scores, k, per_tensor=per_tensor
     )
-    return {"fisher": fisher, "gradient": gradient}[rule](scores, k, per_tensor=per_tensor)

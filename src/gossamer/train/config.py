@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import PydanticUndefined
 
 from gossamer.errors import BadPlan
-from gossamer.train.plan import row_of, settle
+from gossamer.train.match import parsed
+from gossamer.train.plan import clash, row_of, settle
 
 
 class FitConfig(BaseModel):
@@ -31,6 +32,7 @@ class FitConfig(BaseModel):
     method: str = "lt-sft"
     density: float | None = Field(default=None, gt=0, le=1)
     k: int | None = Field(default=None, ge=1)
+    match: str | None = None
     options: dict[str, Any] = {}
     exclude: tuple[str, ...] = ()
     on: tuple[Path, ...] = ()
@@ -110,8 +112,6 @@ def contradictions(settings: Mapping[str, Any]) -> list[str]:
     """What is wrong with settings beyond the kind of each: all of it, also where some are of a wrong kind."""
     found = []
     given = {name for name, value in settings.items() if value is not None}
-    if {"density", "k"} <= given:
-        found.append(f"density={settings['density']} and k={settings['k']} were both given; give one")
     if {"epochs", "steps"} <= given:
         found.append(f"epochs={settings['epochs']} and steps={settings['steps']} were both given; give one")
     if settings["resume"] and settings["force"]:
@@ -122,8 +122,13 @@ def contradictions(settings: Mapping[str, Any]) -> list[str]:
         row = row_of(settings["method"])
     except BadPlan as error:
         return [*found, str(error)]
-    if not row.counted and {"density", "k"} & given:
-        found.append(f"{row.name} trains a fixed set of weights and takes neither density nor k")
+    if wrong := clash(row, *(settings[name] for name in ("density", "k", "match"))):
+        found.append(wrong)
+    elif settings["match"] is not None:
+        try:
+            parsed(settings["match"])
+        except BadPlan as error:
+            found.append(str(error))
     if len({phase.tunable for phase in row.fits}) == 1 and {"full_epochs", "full_lr"} & given:
         found.append(f"{row.name} has no dense first phase, so full_epochs and full_lr mean nothing to it")
     try:

@@ -33,6 +33,7 @@ from gossamer.select.change import change
 from gossamer.select.scoring import Batch, Loss
 from gossamer.train.checkpoint import Facts, latest, unseal
 from gossamer.train.choose import Patterns, choose, listed, maskable, norm_names
+from gossamer.train.match import matched
 from gossamer.train.plan import Choose, Fit, Phase, budget, row_of, settle
 from gossamer.train.tune import beneath, count
 from gossamer.tunable.tuned import Tuned, head_parameters
@@ -48,6 +49,7 @@ def fit(
     trainer: Factory,
     density: float | None = None,
     k: int | None = None,
+    match: str | None = None,
     data: Iterable[Batch] | None = None,
     loss: Loss | None = None,
     on: Delta | None = None,
@@ -69,7 +71,7 @@ def fit(
         trainer: ``f(model)`` or ``f(model, phase)`` → an object with ``.train()``: a transformers Trainer, one of
             its children, or your own. Called once a phase, so that optimizer and schedule are fresh. `phase` is a
             `Fit` with the row's `lr`, `epochs`, `schedule`, `warmup` and the `index` of the phase.
-        density, k, data, loss, on, head, exclude, seed: as in `tune`.
+        density, k, match, data, loss, on, head, exclude, seed: as in `tune`.
         values: "bf16" (the default of files) or "fp32": what the change is rounded to, at the very end.
         checkpoint: a folder for what is needed to go on after a kill, between phases; within a phase a transformers
             Trainer saves its own checkpoints in its own `output_dir`, which must differ from phase to phase.
@@ -84,7 +86,7 @@ def fit(
     row = row_of(method)
     settled = settle(row, options)
     exclude = listed(exclude)
-    k = budget(row, count(model, head), density, k)
+    k = budget(row, count(model, head), density, k, match, lambda other: matched(model, other, head))
     rounds = settled.get("rounds", 1)
     phases = row.plan(rounds)
     if k is not None and k < rounds:

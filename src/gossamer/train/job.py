@@ -143,7 +143,8 @@ def train_delta(
 
     last = row_of(config.method).fits[-1].tunable
     loader = DataLoader(train, batch_size=config.batch_size, collate_fn=bench.collate)  # type: ignore[arg-type]
-    return fit(bench.model, config.method, trainer=trainer, density=config.density, k=config.k, data=loader, on=on,
+    return fit(bench.model, config.method, trainer=trainer, density=config.density, k=config.k, match=config.match,
+               data=loader, on=on,
                head=bench.head, exclude=config.exclude, values=config.values, seed=config.seed, checkpoint=config.partial,
                resume=config.resume, watch=watch, progress=progress, **config.options)  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,7 +45,10 @@ Phase = Choose | Fit
 
 @dataclass(frozen=True)
 class Method:
-    """One row. `options` are the keywords of its own, with their defaults."""
+    """One row. `options` are the keywords of its own with their defaults, or a tuple of the values allowed, default first.
+
+    `twin` names the row that, as both stand by default, chooses the same weights: comparisons need only one of them.
+    """
 
     name: str
     line: str
@@ -54,6 +58,12 @@ class Method:
     source: str
     counted: bool = True  # whether it takes a density or k
     skip_norms: bool = False  # leave normalization layers out, as the paper does
+    twin: str = ""
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Option → default."""
+        return {n: v[0] if isinstance(v, tuple) else v for n, v in self.options.items()}
 
     @property
     def fits(self) -> list[Fit]:
@@ -71,6 +81,7 @@ DENSE = Fit("dense", lr=1e-4)
 SPARSE = Fit("sparse", lr=4e-3)
 _TOP = {"per_tensor": False}
 _SCORED = {**_TOP, "examples": 1024, "warmup": 50}
+_FISHER = {**_SCORED, "per": ("example", "batch")}
 
 ROWS = (
     Method("full", "train every weight", "full", (DENSE,), {}, "the reference", counted=False),
@@ -81,8 +92,12 @@ ROWS = (
            counted=False),
     Method("gradient", "the k largest mean gradients |Σ g|", "rule-based", (Choose("gradient"), SPARSE), _SCORED,
            "Fu et al. 2023"),
-    Method("fisher", "the k largest Σ g² (empirical Fisher)", "rule-based", (Choose("fisher"), SPARSE), _SCORED,
-           "Sung et al. 2021; Xu et al. 2021"),
+    Method("sam", "the k largest g²/h (second-order approximation)", "rule-based", (Choose("second_order"), SPARSE),
+           {**_SCORED, "curvature": ("identity", "hutchinson"), "probes": 1}, "Fu et al. 2023", twin="gradient"),
+    Method("fisher", "the k largest Σ g² (empirical Fisher)", "rule-based", (Choose("fisher"), SPARSE), _FISHER,
+           "Sung et al. 2021"),
+    Method("child-d", "the k largest Σ g² (task-driven Child-Tuning)", "rule-based", (Choose("fisher"), SPARSE), _FISHER,
+           "Xu et al. 2021", twin="fisher"),
     Method("lt-sft", "train all, keep the k that moved most, rewind, train those", "projection-based",
            (DENSE, Choose("change"), SPARSE), {**_TOP, "rounds": 1, "l1": 0.0}, "Ansell et al. 2022", skip_norms=True),
 )  # fmt: skip
@@ -105,16 +120,27 @@ def settle(row: Method, given: dict[str, Any]) -> dict[str, Any]:
     """A row's options with those given. Raises BadPlan, listing the options, for one that it lacks."""
     unknown = [name for name in given if name not in row.options]
     if unknown:
-        known = ", ".join(row.options) or "no options"
+        known = ", ".join(described(row)) or "no options"
         raise BadPlan(f"{row.name} has no option {unknown[0]!r}; it takes {known}")
-    return {name: _settled(row, name, given.get(name, default)) for name, default in row.options.items()}
+    return {name: _settled(row, name, given.get(name, default)) for name, default in row.defaults.items()}
+
+
+def described(row: Method) -> list[str]:
+    """Each option with its default, or with the values that it may have: ``examples=1024``, ``per=example|batch``."""
+    return [f"{n}={'|'.join(v)}" if isinstance(v, tuple) else f"{n}={_plain(v)}" for n, v in row.options.items()]
+
+
+def _plain(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _settled(row: Method, name: str, value: Any) -> Any:
     """The value of an option, of its default's kind and in range."""
     default = row.options[name]
-    least = {"rounds": 1, "examples": 1}.get(name, 0)
-    if isinstance(default, bool):
+    least = {"rounds": 1, "examples": 1, "probes": 1}.get(name, 0)
+    if isinstance(default, tuple):
+        good, expected = value in default, "one of " + ", ".join(default)
+    elif isinstance(default, bool):
         good, expected = isinstance(value, bool), "true or false"
     elif isinstance(default, int):
         good, expected = type(value) is int and value >= least, f"a whole number, {least} or more"
@@ -126,14 +152,34 @@ def _settled(row: Method, name: str, value: Any) -> Any:
     return float(value) if isinstance(default, float) else value
 
 
-def budget(row: Method, m: int, density: float | None, k: int | None) -> int | None:
-    """k = ⌊m · density⌋, or the k given; None for a row that has none to choose."""
+def clash(row: Method, density: object, k: object, match: object) -> str:
+    """What is wrong with how many weights are asked for, "" if nothing."""
+    given = {n: v for n, v in (("density", density), ("k", k), ("match", match)) if v is not None}
+    if given and not row.counted:
+        return f"{row.name} trains a fixed set of weights and takes neither density nor k nor match"
+    if len(given) > 1:
+        return f"{' and '.join(f'{n}={v}' for n, v in given.items())} were given together; give one"
+    return ""
+
+
+def budget(
+    row: Method,
+    m: int,
+    density: float | None,
+    k: int | None,
+    match: str | None = None,
+    matched: Callable[[str], int] | None = None,
+) -> int | None:
+    """k = ⌊m · density⌋, or the k given, or what `matched` counts for `match`; None for a row that has none to choose."""
+    if wrong := clash(row, density, k, match):
+        raise BadPlan(wrong)
     if not row.counted:
-        if density is not None or k is not None:
-            raise BadPlan(f"{row.name} trains a fixed set of weights and takes neither density nor k")
         return None
-    if density is not None and k is not None:
-        raise BadPlan(f"density={density} and k={k} were both given; give one")
+    if match is not None:
+        assert matched is not None
+        k = matched(match)
+        if k > m:
+            raise BadPlan(f"match={match!r} is {k:,} weights, and this model's backbone has only {m:,}")
     if k is None:
         density = DENSITY if density is None else density
         if not 0.0 < density <= 1.0:

@@ -14,6 +14,7 @@ from gossamer.delta.delta import Delta
 from gossamer.errors import BadPlan
 from gossamer.select.scoring import Batch, Loss
 from gossamer.train.choose import Patterns, choose, listed, maskable
+from gossamer.train.match import matched
 from gossamer.train.plan import Choose, Fit, budget, row_of, settle
 from gossamer.tunable.tuned import Tuned, head_parameters
 
@@ -25,6 +26,7 @@ def tune(
     *,
     density: float | None = None,
     k: int | None = None,
+    match: str | None = None,
     data: Iterable[Batch] | None = None,
     loss: Loss | None = None,
     on: Delta | None = None,
@@ -37,14 +39,15 @@ def tune(
 
     Args:
         model: any model; what lies outside `model.base_model` is its task head, trained dense (see `head`).
-        method: a method of one phase: full, random, magnitude, bitfit, gradient, fisher.
-        density: share of the backbone's weights (default 0.005), or `k`, their number.
-        data: batches with labels, for the rules that score (gradient, fisher); the first 1,024 examples are used.
+        method: a method of one phase: full, random, magnitude, bitfit, gradient, sam, fisher, child-d, …
+        density: share of the backbone's weights (default 0.005), or `k`, their number, or `match`, another method whose
+            number of trained weights it shall be: "lora:8", "pfeiffer:16", "houlsby:16", "bitfit".
+        data: batches with labels, for the rules that score (gradient, sam, fisher); the first 1,024 examples are used.
         loss: f(model, batch) → mean loss; default ``model(**batch).loss``.
         on: a delta applied underneath, frozen.
         head: True, False, or name patterns of the head's parameters; a language model's output is never a head by itself.
         exclude: name patterns (relative to the backbone) never to be chosen.
-        seed: of the random rule.
+        seed: of the random rule, and of sam's random vectors.
         options: the method's own, see ``methods()``.
 
     Yields:
@@ -56,7 +59,7 @@ def tune(
         raise BadPlan(f"{row.name} has several phases; use fit(model, {row.name!r}, trainer=...)")
     settled = settle(row, options)
     exclude = listed(exclude)
-    k = budget(row, count(model, head), density, k)
+    k = budget(row, count(model, head), density, k, match, lambda other: matched(model, other, head))
     about: dict[str, Any] = {"method": row.name, "seed": seed, "options": settled}
     support = None
     with beneath(model, on):
