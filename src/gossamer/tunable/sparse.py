@@ -8,7 +8,7 @@ ordinary parameters (`model.gossamer`), and no unselected weight can move.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -29,17 +29,21 @@ class Bridge(torch.autograd.Function):
     """An alias of a frozen weight whose gradient flows, k entries of it, to the leaf. Differentiable twice."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, values: Tensor, indices: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, weight: Tensor, values: Tensor, indices: Tensor, saw: Callable[[Tensor], None] | None
+    ) -> Tensor:
         # written the old way, without setup_context: a quarter of the time, and there are hundreds of these a step
-        ctx.indices, ctx.dtype = indices, values.dtype
+        ctx.indices, ctx.dtype, ctx.saw = indices, values.dtype, saw
         return weight.detach()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None]:
-        return None, _gather(grads[0], ctx.indices).to(ctx.dtype), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None, None]:
+        if ctx.saw is not None:
+            ctx.saw(grads[0].detach())
+        return None, gather(grads[0], ctx.indices).to(ctx.dtype), None, None
 
 
-def _gather(grad: Tensor, indices: Tensor) -> Tensor:
+def gather(grad: Tensor, indices: Tensor) -> Tensor:
     """The entries of a weight's gradient at sorted flat indices; of an embedding's, only rows of the batch exist."""
     if not grad.is_sparse:
         return grad.reshape(-1).index_select(0, indices)
@@ -90,6 +94,13 @@ class SparseLeaves:
     def parameters(self) -> Iterator[nn.Parameter]:
         return iter(self.leaves.values())
 
+    def watcher(self, name: str) -> Callable[[Tensor], None] | None:
+        """Who must see the whole gradient of a weight in the backward of a forward that begins now: here, nobody.
+
+        Leaves that revise their support ask for it. Where there is one, the gradient of the weight is formed.
+        """
+        return None
+
     def _install(self) -> list[Any]:
         """Hooks on each owner of a touched weight, on its parent and on the whole model.
 
@@ -131,7 +142,7 @@ class SparseLeaves:
             for owner, attribute, name in places:
                 if name not in made:
                     weight = self.stack.parameters[name]
-                    made[name] = Bridge.apply(weight, self.leaves[name], self.indices(name))  # type: ignore[assignment]
+                    made[name] = Bridge.apply(weight, self.leaves[name], self.indices(name), self.watcher(name))  # type: ignore[assignment]
                 # an owner swaps even where the whole model has done so: a backward runs the youngest nodes first, so
                 # that an alias made just before its use frees the dense gradient at once, and one made at the start last
                 table = owner if isinstance(owner, nn.Embedding) and not owner.scale_grad_by_freq else None
