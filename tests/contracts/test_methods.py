@@ -98,7 +98,8 @@ def test_contract(method: str, architecture: str, tmp_path: Path) -> None:
             gs.fit(model, method, trainer=lambda m: Loop(m, train))
         return
     before, seen = bits(model), []
-    delta = gs.fit(model, method, trainer=lambda m, phase: Loop(m, train, phase), density=DENSITY if row.counted else None, data=train,
+    delta = gs.fit(model, method, trainer=lambda m, phase: Loop(m, train, phase),
+                   density=DENSITY if row.counted else None, data=train,
                    watch=lambda phase, found: seen.append(found), values="fp32", **short(row))  # fmt: skip
 
     assert same_bits(model, before), "the base must be bit-identical after detaching"

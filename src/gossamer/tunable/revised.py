@@ -104,13 +104,13 @@ class RevisedLeaves(SparseLeaves):
     def move(self, support: Support, optimizer: Optimizer) -> None:
         """Goes over to another support of the same sizes: what stays keeps value and state, what is new starts at 0."""
         self.history.append(support.jaccard(self.support))
-        old = self.support
+        old, columns = self.support, {name: self._columns(optimizer, name) for name in self.leaves}
         self._place(support)
         for name, leaf in self.leaves.items():
             index = support[name]
             stays = torch.isin(index, old[name])
             source = torch.searchsorted(old[name], index).clamp_(max=index.numel() - 1).to(leaf.device)
-            for column in (leaf, *self._columns(optimizer, name)):
+            for column in (leaf, *columns[name]):
                 column.copy_(torch.where(stays.to(column.device), column[source], torch.zeros_like(column)))
             self.seed(optimizer, name, index[~stays].to(leaf.device), torch.nonzero(~stays).flatten().to(leaf.device))
         self.stack.push(self.layer)
@@ -217,12 +217,12 @@ class GradientLeaves(RevisedLeaves):
     def load_extra(self, extra: Mapping[str, Tensor]) -> None:
         super().load_extra(extra)
         device = {name: leaf.device for name, leaf in self.leaves.items()}
-        self.ages.offsets = {name: offset.to(device[name]) for name, offset in columns(extra, "age").items()}
+        self.ages.offsets = {n: age.to(device[n], copy=True) for n, age in columns(extra, "age").items()}
         self.candidates = {}
         for name in columns(extra, "index"):
             one = self.candidates[name] = Candidates(self.indices(name))
             for part in ("index", "total", "squares", "count", "active"):
-                setattr(one, part, extra[f"{part}:{name}"].to(device[name]))
+                setattr(one, part, extra[f"{part}:{name}"].to(device[name], copy=True))
             one.clear()
 
 
