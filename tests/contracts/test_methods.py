@@ -24,6 +24,7 @@ from transformers import (
 
 import gossamer as gs
 from gossamer.train.tune import count
+from gossamer.tunable.sm3 import SM3
 from tests.tiny import batches, bert_config, bits, same_bits
 
 SMALL = {"vocab_size": 95, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -62,12 +63,13 @@ def data(name: str, seed: int = 0) -> list[dict[str, torch.Tensor]]:
 class Loop:
     """A plain training loop as a trainer: ten lines, no transformers."""
 
-    def __init__(self, model: nn.Module, batches: list[dict[str, torch.Tensor]]) -> None:
+    def __init__(self, model: nn.Module, batches: list[dict[str, torch.Tensor]], phase: Any = None) -> None:
         self.model, self.batches = model, batches
+        self.kind = SM3 if phase is not None and phase.optimizer == "sm3" else torch.optim.AdamW
 
     def train(self) -> None:
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.1)
+        optimizer = self.kind(trained, lr=1e-2, weight_decay=0.1)
         for batch in self.batches:
             self.model(**batch).loss.backward()
             optimizer.step()
@@ -80,6 +82,12 @@ def logits(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return model(**batch).logits
 
 
+def short(row: Any) -> dict[str, Any]:
+    """A row's options for a training of three steps."""
+    few = {"warmup": 2, "every": 1, "window": 1, "total_steps": 4}
+    return {name: value for name, value in few.items() if name in row.options}
+
+
 @pytest.mark.parametrize("architecture", CONFIGS)
 @pytest.mark.parametrize("method", gs.methods())
 def test_contract(method: str, architecture: str, tmp_path: Path) -> None:
@@ -90,9 +98,9 @@ def test_contract(method: str, architecture: str, tmp_path: Path) -> None:
             gs.fit(model, method, trainer=lambda m: Loop(m, train))
         return
     before, seen = bits(model), []
-    options: dict[str, Any] = {"warmup": 2} if "warmup" in row.options else {}
-    delta = gs.fit(model, method, trainer=lambda m: Loop(m, train), density=DENSITY if row.counted else None, data=train,
-                   watch=lambda phase, found: seen.append(found), values="fp32", **options)  # fmt: skip
+    delta = gs.fit(model, method, trainer=lambda m, phase: Loop(m, train, phase),
+                   density=DENSITY if row.counted else None, data=train,
+                   watch=lambda phase, found: seen.append(found), values="fp32", **short(row))  # fmt: skip
 
     assert same_bits(model, before), "the base must be bit-identical after detaching"
     assert len(seen) == sum(hasattr(phase, "lr") for phase in row.phases)
@@ -121,9 +129,8 @@ def test_bf16_base(method: str) -> None:
     model, train = build("bert").bfloat16(), data("bert")
     before = bits(model)
     row = gs.methods()[method]
-    delta = gs.fit(
-        model, method, trainer=lambda m: Loop(m, train), density=DENSITY if row.counted else None, data=train
-    )
+    delta = gs.fit(model, method, trainer=lambda m, phase: Loop(m, train, phase),
+                   density=DENSITY if row.counted else None, data=train, **short(row))  # fmt: skip
     assert same_bits(model, before)
     assert delta.norm() > 0
     with gs.applied(model, delta):

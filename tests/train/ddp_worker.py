@@ -1,7 +1,8 @@
-"""One of two processes of the DDP test: trains a sparse delta with gloo and writes what it saw."""
+"""One of two processes of the DDP tests: trains with gloo and writes what it saw."""
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -37,5 +38,31 @@ def main(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+def steps(rank: int, folder: Path, method: str) -> None:
+    """A method that does something around each step: what it draws and chooses must be the same on every rank."""
+    torch.set_num_threads(1)
+    torch.manual_seed(rank)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    model = classifier().eval()
+    with gs.tune(model, method, **STEPS[method]) as tuned:
+        torch.manual_seed(rank)  # other masks on each rank, unless they agree on them
+        wrapped = DistributedDataParallel(model)
+        optimizer = torch.optim.AdamW(tuned.parameters(), lr=1e-2)
+        for batch in batches(12, seed=10 + rank):
+            wrapped(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        tuned.delta("fp32").save(folder / f"rank{rank}.safetensors")
+    dist.destroy_process_group()
+
+
+STEPS: dict[str, dict[str, Any]] = {
+    "spiel-ag": {"density": 0.5, "every": 4, "window": 3, "total_steps": 12},
+    "child-f": {},
+}
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    if len(sys.argv) > 3:
+        steps(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    else:
+        main(int(sys.argv[1]), Path(sys.argv[2]))

@@ -43,8 +43,25 @@ def whole(place: Path) -> gs.Delta:
 # epoch of phase one, at its last step, between the phases, inside phase two, at its very end
 @pytest.mark.parametrize("step", [1, 4, 6, 7, 11, 12])
 def test_killed_and_resumed_equals_uninterrupted(place: Path, whole: gs.Delta, step: int, tmp_path: Path) -> None:
+    assert_resumes(settings(place), whole, step, tmp_path)
+
+
+# killed in the middle of what such a method does between two checkpoints (5 and 10 of 12 steps): the checkpoint taken up
+# again lies inside a window of candidates, after a revision; the best look may belong to another support than the last
+@pytest.mark.parametrize(
+    ("method", "options"), [("spiel-ag", {"every": 3, "window": 2}), ("child-pruning", {"every": 2, "burn_in": 8.0})]
+)
+def test_a_support_that_changes_is_resumed_too(
+    place: Path, method: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    wanted = settings(place, method=method, options=options, epochs=4, save_steps=5)
+    uninterrupted = run_fit(FitConfig(**wanted, out=tmp_path / "whole.safetensors")).delta
+    assert_resumes(wanted, uninterrupted, 7, tmp_path)
+
+
+def assert_resumes(wanted: dict[str, Any], whole: gs.Delta, step: int, tmp_path: Path) -> None:
     note = tmp_path / "settings.json"
-    note.write_text(json.dumps(settings(place, out=str(tmp_path / "delta.safetensors"))))
+    note.write_text(json.dumps({**wanted, "out": str(tmp_path / "delta.safetensors")}))
     killed = subprocess.run(
         [sys.executable, "-m", "tests.train.killed", str(note), str(step)], capture_output=True, text=True
     )

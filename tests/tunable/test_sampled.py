@@ -149,6 +149,6 @@ def test_no_dense_gradient_of_a_linear_is_ever_made(monkeypatch: pytest.MonkeyPa
 
     model = classifier()
     with gs.tune(model, "random", density=0.05, exclude=["embeddings", "*.bias", "*LayerNorm*"]) as tuned:
-        monkeypatch.setattr("gossamer.tunable.bridge._gather", refuse)
+        monkeypatch.setattr("gossamer.tunable.bridge.gather", refuse)
         model(**batches(1)[0]).loss.backward()
         assert all(leaf.grad is not None for leaf in tuned.leaves.parameters())

@@ -1,7 +1,8 @@
 """The one callback through which an unmodified transformers Trainer learns what a gossamer phase needs.
 
-It seeds the sampler by (seed, epoch), so that a resumed run sees the same batches; seals checkpoints; adds the L1
-penalty; stops at a NaN loss; and reports progress.
+It seeds the sampler by (seed, epoch), so that a resumed run sees the same batches; seals checkpoints, with what the
+leaves need besides their values (a support that changes); tells the leaves how long training is; adds the L1 penalty;
+stops at a NaN loss; and reports progress.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from gossamer.errors import Diverged
 from gossamer.train.checkpoint import Facts, seal
 from gossamer.train.plan import Fit
 from gossamer.tunable.tuned import Tuned
+
+EXTRA = "gossamer.safetensors"  # in a checkpoint's folder
 
 
 class Progress(Protocol):
@@ -33,15 +37,26 @@ class PhaseCallback(TrainerCallback):
     """See the module. One a phase."""
 
     def __init__(
-        self, tuned: Tuned, phase: Fit, facts: Facts, *, l1: float = 0.0, progress: Progress | None = None
+        self,
+        tuned: Tuned,
+        phase: Fit,
+        facts: Facts,
+        *,
+        l1: float = 0.0,
+        progress: Progress | None = None,
+        resumed: Path | None = None,  # the checkpoint that this run goes on from
     ) -> None:
         self.tuned, self.phase, self.facts, self.l1, self.progress = tuned, phase, facts, l1, progress
+        self.resumed = resumed
         self._penalty: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.l1:
             wrapped = kwargs["optimizer"]
             self._penalty = self.tuned.l1(getattr(wrapped, "optimizer", wrapped), self.l1)
+        self.tuned.begin(state.max_steps)
+        if self.resumed:
+            recall(self.tuned, self.resumed)
         if self.progress:
             self.progress.begin(self.phase, state.max_steps, state.global_step)
 
@@ -69,13 +84,30 @@ class PhaseCallback(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.facts)
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            keep(self.tuned, folder)
+            seal(folder, self.facts)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.load_best_model_at_end and state.best_model_checkpoint:
+            recall(self.tuned, Path(state.best_model_checkpoint))  # what belongs to the weights that Trainer has loaded
         if self._penalty is not None:
             self._penalty.remove()
         if self.progress:
             self.progress.end()
+
+
+def keep(tuned: Tuned, checkpoint: Path) -> None:
+    """Adds to a checkpoint what the leaves need besides their values, if anything."""
+    extra = tuned.leaves.extra()
+    if extra:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in extra.items()}, checkpoint / EXTRA)
+
+
+def recall(tuned: Tuned, checkpoint: Path) -> None:
+    """Takes back what `keep` added to the checkpoint whose weights were loaded."""
+    if (checkpoint / EXTRA).is_file():
+        tuned.leaves.load_extra(load_file(checkpoint / EXTRA))
 
 
 def _sampler(loader: Any) -> Any:

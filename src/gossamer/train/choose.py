@@ -19,6 +19,7 @@ from gossamer.select.magnitude import magnitude
 from gossamer.select.scoring import Batch, Loss, accumulate, model_loss
 from gossamer.select.second_order import second_order
 from gossamer.select.uniform import uniform
+from gossamer.train.plan import Method
 from gossamer.tunable.tuned import head_parameters
 
 Patterns = str | Iterable[str]
@@ -44,6 +45,14 @@ def maskable(model: nn.Module, head: bool | Patterns, exclude: Patterns) -> dict
     if not found:
         raise BadPlan(f"exclude={list(exclude)} leaves no weight to train")
     return found
+
+
+def left_out(model: nn.Module, row: Method, exclude: Patterns) -> list[str]:
+    """What may not be chosen: what the caller excludes, and what the method itself leaves out."""
+    vectors = [name for name, p in base_parameters(model).items() if p.dim() != 2] if row.matrices else []
+    if row.matrices and len(vectors) == len(base_parameters(model)):
+        raise BadPlan(f"{row.name} trains matrices only, and this model's backbone has none; choose another method")
+    return [*listed(exclude), *(norm_names(model) if row.skip_norms else []), *vectors]
 
 
 def norm_names(model: nn.Module) -> list[str]:

@@ -2,6 +2,8 @@
 
     full           fit(dense)
     random, …      choose → fit(sparse)
+    child-pruning  fit(projected) → choose(change) → keep → fit(sparse)
+    spiel-…        choose(uniform) → fit(sparse leaves whose support is revised)
     lt-sft         [ fit(dense) → choose(change) → rewind → fit(sparse) ] × rounds, growing support
 
 Each phase is a function of what the phase before it left: a delta (values and head to start from) and a support. That
@@ -30,13 +32,14 @@ from gossamer.delta.support import Support
 from gossamer.delta.topk import check_k
 from gossamer.errors import BadPlan
 from gossamer.select.change import change
+from gossamer.select.grow_drop import grow_drop
 from gossamer.select.scoring import Batch, Loss
 from gossamer.train.checkpoint import Facts, latest, unseal
-from gossamer.train.choose import Patterns, choose, listed, maskable, norm_names
+from gossamer.train.choose import Patterns, choose, left_out, listed, maskable
 from gossamer.train.match import matched
 from gossamer.train.plan import Choose, Fit, Phase, budget, row_of, settle
 from gossamer.train.tune import beneath, count
-from gossamer.tunable.tuned import Tuned, head_parameters
+from gossamer.tunable.tuned import CHOSEN, Tuned, head_parameters
 
 Factory = Callable[..., Any]  # model[, phase] → an object with .train()
 Watch = Callable[[Fit, Delta], None]
@@ -91,8 +94,8 @@ def fit(
     phases = row.plan(rounds)
     if k is not None and k < rounds:
         raise BadPlan(f"k={k} cannot grow over rounds={rounds}: each round adds at least one weight")
-    left_out = [*exclude, *(norm_names(model) if row.skip_norms else [])]
-    available = maskable(model, head, left_out)
+    spared = left_out(model, row, exclude)
+    available = maskable(model, head, spared)
     if k is not None:
         check_k(k, sum(p.numel() for p in available.values()))
     freeze = base_parameters(model).keys() - available.keys()
@@ -111,7 +114,7 @@ def fit(
                 chosen = change(_dense_values(moved), share, without=state.support, per_tensor=settled["per_tensor"])
             else:
                 with beneath(model, on):
-                    chosen = choose(model, phase.rule, k, data=data, loss=loss, head=head, exclude=left_out, seed=seed,
+                    chosen = choose(model, phase.rule, k, data=data, loss=loss, head=head, exclude=spared, seed=seed,
                                     options=settled)  # fmt: skip
             state = _widen(model, state, chosen, at + 1, moved if phase.keep else None)
             if store:
@@ -119,9 +122,9 @@ def fit(
             continue
         follows = phases[at + 1 : at + 2]  # a choice that reads how far this fit moves each weight, or nothing
         scouting = any(isinstance(next_, Choose) and next_.rule == "change" for next_ in follows)
-        chosen = state.support if phase.tunable == "sparse" else None
+        chosen = state.support if phase.tunable in CHOSEN else None
         tuned = Tuned(model, chosen, kind=phase.tunable, on=on, start=state, head=head, freeze=freeze, options=settled,
-                      seed=seed, about=about)  # fmt: skip
+                      seed=seed, k=k, revise=grow_drop, about=about)  # fmt: skip
         try:
             _train(trainer, tuned, phase, {"plan": plan, "phase": at}, settled.get("l1", 0.0), resume, progress)
             result = tuned.delta("fp32")
@@ -190,12 +193,12 @@ def _train(trainer: Factory, tuned: Tuned, phase: Fit, facts: Facts, l1: float, 
     if hasattr(built, "add_callback") and hasattr(built, "args"):
         from gossamer.train.callback import PhaseCallback  # transformers is imported only where its Trainer is used
 
-        built.add_callback(PhaseCallback(tuned, phase, facts, l1=l1, progress=progress))
         folder = Path(built.args.output_dir)
         if resume:
             sealed = latest(folder, facts)
         else:
             unseal(folder)
+        built.add_callback(PhaseCallback(tuned, phase, facts, l1=l1, progress=progress, resumed=sealed))
     elif l1:
         raise BadPlan(
             f"l1={l1} needs a transformers Trainer; in a loop of your own, use tune() and tuned.l1(optimizer, λ)"

@@ -32,6 +32,7 @@ from gossamer.train.callback import Progress
 from gossamer.train.config import FitConfig
 from gossamer.train.fit import fit
 from gossamer.train.plan import Fit, row_of
+from gossamer.tunable.sm3 import SM3
 
 Say = Callable[[str], None]
 Examples = list[dict[str, Any]]
@@ -131,8 +132,12 @@ def train_delta(
         )
         say(f"phase {phase.index + 1}: {phase.tunable}, rate {arguments.learning_rate:g}, {_length(config, arguments)}, "
             f"{phase.schedule} schedule, batches of {config.batch_size * config.accumulate}")  # fmt: skip
+        optimizer = None  # Trainer's own AdamW
+        if phase.optimizer == "sm3":
+            trained = [p for p in model.parameters() if p.requires_grad]
+            optimizer = SM3(trained, lr=arguments.learning_rate, weight_decay=arguments.weight_decay)
         built = Trainer(model, arguments, train_dataset=train, eval_dataset=test or None,  # type: ignore[arg-type]
-                        data_collator=bench.collate, compute_metrics=measure)  # fmt: skip
+                        data_collator=bench.collate, compute_metrics=measure, optimizers=(optimizer, None))  # fmt: skip
         built.remove_callback(PrinterCallback)
         return built
 

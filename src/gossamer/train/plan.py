@@ -37,6 +37,7 @@ class Fit:
     schedule: str = "linear"
     warmup: float = 0.06  # share of the steps
     round: int = 0
+    optimizer: str = "adamw"  # or "sm3", for a method that reads its accumulators
     index: int = 0  # place among the fits of the whole run
 
 
@@ -59,6 +60,7 @@ class Method:
     counted: bool = True  # whether it takes a density or k
     skip_norms: bool = False  # leave normalization layers out, as the paper does
     twin: str = ""
+    matrices: bool = False  # train matrices only
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -80,6 +82,7 @@ class Method:
 DENSE = Fit("dense", lr=1e-4)
 SPARSE = Fit("sparse", lr=4e-3)
 _TOP = {"per_tensor": False}
+_REVISED = {**_TOP, "every": 20, "rate": 0.2, "total_steps": 0}
 _SCORED = {**_TOP, "examples": 1024, "warmup": 50}
 _FISHER = {**_SCORED, "per": ("example", "batch")}
 
@@ -100,6 +103,19 @@ ROWS = (
            "Xu et al. 2021", twin="fisher"),
     Method("lt-sft", "train all, keep the k that moved most, rewind, train those", "projection-based",
            (DENSE, Choose("change"), SPARSE), {**_TOP, "rounds": 1, "l1": 0.0}, "Ansell et al. 2022", skip_norms=True),
+    Method("mixout", "train all, each forward with a random share at its pretrained value", "random",
+           (Fit("mixout", lr=1e-4),), {"q": 0.7}, "Lee et al. 2020", counted=False),
+    Method("child-f", "train all, each step on a random share", "random", (Fit("child", lr=1e-4),), {"p": 0.3},
+           "Xu et al. 2021", counted=False),
+    Method("child-pruning", "train all, projected every s steps onto the k that moved most; go on with those",
+           "projection-based", (Fit("projected", lr=1e-4, epochs=1.0), Choose("change", keep=True), SPARSE),
+           {**_TOP, "every": 20, "burn_in": 1.0}, "Fu et al. 2023"),
+    Method("spiel-ag", "train k, drop the smallest and grow where the gradient is largest, again and again",
+           "projection-based", (Choose("uniform"), Fit("spiel-ag", lr=4e-3)), {**_REVISED, "window": 5},
+           "Ansell et al. 2024"),
+    Method("spiel-ma", "the same with SM3, growing where its accumulators are largest; matrices only",
+           "projection-based", (Choose("uniform"), Fit("spiel-ma", lr=2e-2, optimizer="sm3")), _REVISED,
+           "Ansell et al. 2024", matrices=True),
 )  # fmt: skip
 
 
@@ -137,7 +153,7 @@ def _plain(value: Any) -> str:
 def _settled(row: Method, name: str, value: Any) -> Any:
     """The value of an option, of its default's kind and in range."""
     default = row.options[name]
-    least = {"rounds": 1, "examples": 1, "probes": 1}.get(name, 0)
+    least = {"rounds": 1, "examples": 1, "probes": 1, "every": 1, "window": 1}.get(name, 0)
     if isinstance(default, tuple):
         good, expected = value in default, "one of " + ", ".join(default)
     elif isinstance(default, bool):

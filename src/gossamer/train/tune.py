@@ -12,8 +12,9 @@ from gossamer.delta.apply import applied
 from gossamer.delta.base import base_parameters
 from gossamer.delta.delta import Delta
 from gossamer.errors import BadPlan
+from gossamer.select.grow_drop import grow_drop
 from gossamer.select.scoring import Batch, Loss
-from gossamer.train.choose import Patterns, choose, listed, maskable
+from gossamer.train.choose import Patterns, choose, left_out, maskable
 from gossamer.train.match import matched
 from gossamer.train.plan import Choose, Fit, budget, row_of, settle
 from gossamer.tunable.tuned import Tuned, head_parameters
@@ -39,7 +40,8 @@ def tune(
 
     Args:
         model: any model; what lies outside `model.base_model` is its task head, trained dense (see `head`).
-        method: a method of one phase: full, random, magnitude, bitfit, gradient, sam, fisher, child-d, …
+        method: a method of one phase: full, random, magnitude, bitfit, gradient, sam, fisher, child-d, mixout, child-f,
+            spiel-ag, spiel-ma, …
         density: share of the backbone's weights (default 0.005), or `k`, their number, or `match`, another method whose
             number of trained weights it shall be: "lora:8", "pfeiffer:16", "houlsby:16", "bitfit".
         data: batches with labels, for the rules that score (gradient, sam, fisher); the first 1,024 examples are used.
@@ -58,7 +60,7 @@ def tune(
     if not isinstance(last, Fit) or any(isinstance(phase, Fit) for phase in choices):
         raise BadPlan(f"{row.name} has several phases; use fit(model, {row.name!r}, trainer=...)")
     settled = settle(row, options)
-    exclude = listed(exclude)
+    exclude = left_out(model, row, exclude)
     k = budget(row, count(model, head), density, k, match, lambda other: matched(model, other, head))
     about: dict[str, Any] = {"method": row.name, "seed": seed, "options": settled}
     support = None
@@ -69,7 +71,7 @@ def tune(
                              options=settled)  # fmt: skip
     freeze = base_parameters(model).keys() - maskable(model, head, exclude).keys()
     tuned = Tuned(model, support, kind=last.tunable, on=on, head=head, freeze=freeze, options=settled, seed=seed,
-                  about=about)  # fmt: skip
+                  k=k, revise=grow_drop, about=about)  # fmt: skip
     try:
         yield tuned
     finally:

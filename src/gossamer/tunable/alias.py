@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from gossamer.errors import BadPlan
 
 Place = tuple[nn.Module, str, str]  # owner, attribute, name of the weight
+Tap = Callable[[Tensor, Tensor, bool], Tensor]  # inputs, output, whether the weight is [inputs, outputs] → new output
 
 
 class Frame(NamedTuple):
@@ -25,11 +26,11 @@ class Frame(NamedTuple):
     module: nn.Module
     undo: list[tuple[nn.Module, str, Any, bool | None]]  # owner, attribute, what was there, Embedding.sparse
     memo: dict[Any, Any]  # whatever the maker of aliases wants to remember until the forward ends
-    tapped: str | None  # the weight whose product is tapped when the forward ends
+    tapped: str | None  # the weight whose product is tapped, by `tap`, when the forward ends
+    tap: Tap | None
 
 
 Make = Callable[[list[str], list[Frame]], Mapping[str, Tensor]]
-Tapping = Callable[[str, Tensor, Tensor, bool], Tensor]
 
 
 class Aliases:
@@ -40,8 +41,8 @@ class Aliases:
         weights: name → weight.
         make: names of weights, frames of the forwards under way (the outermost first, the entered one last) → the alias
             of each, or {} where the weights themselves will do.
-        tap: name, input and output of a product with a weight, whether the weight is [inputs, outputs] → what stands for
-            the output. `Frame.tapped` tells `make` that its alias of that weight is not needed: the weight itself will do.
+        tap: name of a weight whose owner multiplies by it → what then stands for the output, or None for an alias after
+            all. `Frame.tapped` tells `make` that its alias of that weight is not needed: the weight itself will do.
         rows: let an embedding's gradient be the rows of the batch, not a copy of the table.
         copies: whether a copy of the model, which keeps the weights but not their aliases, may run without gradients.
     """
@@ -52,7 +53,7 @@ class Aliases:
         weights: Mapping[str, nn.Parameter],
         make: Make,
         *,
-        tap: Tapping | None = None,
+        tap: Callable[[str], Tap | None] = lambda name: None,
         rows: bool,
         copies: bool,
     ) -> None:
@@ -85,8 +86,9 @@ class Aliases:
                 return
             if hooked is self.model and not any(frame.module is hooked for frame in self.frames):
                 self.undo(to=0)  # an interrupted forward may have left something
-            tapping = self.tap is not None and bool(args) and not torch.compiler.is_compiling()
-            frame = Frame(hooked, [], {}, product if tapping else None)
+            tapping = product is not None and args and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+            tap = self.tap(product) if tapping and product is not None else None
+            frame = Frame(hooked, [], {}, product if tap else None, tap)
             self.frames.append(frame)
             made = self.make(names, self.frames)
             for owner, attribute, name in places if made else ():
@@ -107,10 +109,9 @@ class Aliases:
                 return None
             frame = self.frames[depth]
             self.undo(to=depth)
-            if frame.tapped is None or not frame.undo or not isinstance(output, Tensor):  # or the forward has failed
+            if frame.tap is None or not frame.undo or not isinstance(output, Tensor):  # or the forward has failed
                 return None
-            assert self.tap is not None and turned is not None
-            return self.tap(frame.tapped, args[0], output, turned)
+            return frame.tap(args[0], output, bool(turned))
 
         return [
             hooked.register_forward_pre_hook(enter),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,22 +10,26 @@ from torch import Tensor
 
 from gossamer.tunable.sampled import Layout, sampled
 
+Saw = Callable[[Tensor], None]  # who looks at the whole gradient of a weight
+
 
 class Bridge(torch.autograd.Function):
     """An alias of a frozen weight whose gradient flows, k entries of it, to the leaf. Differentiable twice."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, values: Tensor, indices: Tensor) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, values: Tensor, indices: Tensor, saw: Saw | None) -> Tensor:
         # written the old way, without setup_context: a quarter of the time, and there are hundreds of these a step
-        ctx.indices, ctx.dtype = indices, values.dtype
+        ctx.indices, ctx.dtype, ctx.saw = indices, values.dtype, saw
         return weight.detach()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None]:
-        return None, _gather(grads[0], ctx.indices).to(ctx.dtype), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None, None]:
+        if ctx.saw is not None:
+            ctx.saw(grads[0].detach())
+        return None, gather(grads[0], ctx.indices).to(ctx.dtype), None, None
 
 
-class Tap(torch.autograd.Function):
+class Tapped(torch.autograd.Function):
     """Passes the output of a product with a frozen matrix on, and its gradient back; k entries of the matrix's go to the leaf.
 
     The matrix is [outputs, inputs], or [inputs, outputs] where `turned`. Differentiable twice.
@@ -47,13 +52,13 @@ class Tap(torch.autograd.Function):
         if torch.is_grad_enabled() and ctx.needs_input_grad[1]:
             # the product itself takes the matrix for a constant; for a second derivative the gradient that it passes
             # to its input must depend on the leaf: a term that is zero and has the right derivative
-            matrix = Bridge.apply(ctx.weight, ctx.values, ctx.layout.flat) - ctx.weight
+            matrix = Bridge.apply(ctx.weight, ctx.values, ctx.layout.flat, None) - ctx.weight
             matrix = matrix.to(grad.dtype)
             through = (grad @ (matrix.t() if ctx.turned else matrix)).to(inputs.dtype)
         return grad, through, found, None, None, None
 
 
-def _gather(grad: Tensor, indices: Tensor) -> Tensor:
+def gather(grad: Tensor, indices: Tensor) -> Tensor:
     """The entries of a weight's gradient at sorted flat indices; of an embedding's, only rows of the batch exist."""
     if not grad.is_sparse:
         return grad.reshape(-1).index_select(0, indices)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -22,6 +22,8 @@ class Wanted:
     start: Delta | None = None  # values to start from
     options: Mapping[str, Any] = field(default_factory=dict)  # the method's own
     seed: int = 0
+    k: int | None = None  # how many entries may change, for tunables that see to it themselves
+    revise: Callable[..., Support] | None = None  # the rule by which a support is revised (`select.grow_drop`)
 
 
 class Leaves(Protocol):
@@ -58,3 +60,19 @@ class Leaves(Protocol):
     def detach(self) -> None:
         """Takes the leaves off: the model is what lies beneath, bit for bit."""
         ...
+
+
+@runtime_checkable
+class Scheduled(Protocol):
+    """Leaves that change their ways as training goes on, and so must know how long it will be."""
+
+    def begin(self, steps: int) -> None:
+        """Is told the number of optimizer steps of the whole phase."""
+        ...
+
+
+@runtime_checkable
+class Jumping(Protocol):
+    """Leaves whose support changes while they train."""
+
+    history: list[float]  # Jaccard similarity of successive supports

@@ -9,7 +9,7 @@ and `state_dict` meet k ordinary parameters (`model.gossamer`), and no unselecte
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -21,8 +21,8 @@ from gossamer.delta.base import LEAVES
 from gossamer.delta.delta import Delta
 from gossamer.delta.patch import Patch, Sparse
 from gossamer.errors import BadPlan
-from gossamer.tunable.alias import Aliases, Frame
-from gossamer.tunable.bridge import Bridge, Tap
+from gossamer.tunable.alias import Aliases, Frame, Tap
+from gossamer.tunable.bridge import Bridge, Tapped
 from gossamer.tunable.leaves import Wanted
 from gossamer.tunable.sampled import Layout
 
@@ -48,7 +48,7 @@ class SparseLeaves:
         stack.push(self.layer)
         model.add_module(LEAVES, container)
         self.active = True
-        self._hook = register_optimizer_step_post_hook(self._after_step)
+        self._hooks: list[Any] = [register_optimizer_step_post_hook(self._after_step)]
         weights = {name: stack.parameters[name] for name in self.leaves}
         self._aliases = Aliases(model, weights, self._make, tap=self._tap, rows=True, copies=True)
         self._layouts: dict[str, Layout] = {}
@@ -61,15 +61,26 @@ class SparseLeaves:
         self.write(names)
         if not (self.active and torch.is_grad_enabled()):
             return {}
-        weights, leaves, tapped = self.stack.parameters, self.leaves, frames[-1].tapped
-        return {
-            n: weights[n] if n == tapped else Bridge.apply(weights[n], leaves[n], self.indices(n))  # type: ignore[misc]
-            for n in names
-        }
+        weights, tapped = self.stack.parameters, frames[-1].tapped
+        return {name: weights[name] if name == tapped else self._alias(name) for name in names}
 
-    def _tap(self, name: str, inputs: Tensor, output: Tensor, turned: bool) -> Tensor:
-        """The output of a product with a weight, so that the gradient also reaches the leaf."""
-        return Tap.apply(output, inputs, self.leaves[name], self.stack.parameters[name], self.layout(name), turned)  # type: ignore[return-value]
+    def _alias(self, name: str) -> Tensor:
+        weight, leaf = self.stack.parameters[name], self.leaves[name]
+        return Bridge.apply(weight, leaf, self.indices(name), self.watcher(name))  # type: ignore[return-value]
+
+    def _tap(self, name: str) -> Tap | None:
+        """What makes of a product's output one whose gradient also reaches the leaf."""
+        if self.watcher(name) is not None:
+            return None
+        weight, leaf, layout = self.stack.parameters[name], self.leaves[name], self.layout(name)
+        return lambda inputs, output, turned: Tapped.apply(output, inputs, leaf, weight, layout, turned)  # type: ignore[return-value]
+
+    def watcher(self, name: str) -> Callable[[Tensor], None] | None:
+        """Who must see the whole gradient of a weight in the backward of a forward that begins now: here, nobody.
+
+        Leaves that revise their support ask for it. Where there is one, the gradient of the weight is formed.
+        """
+        return None
 
     def indices(self, name: str) -> Tensor:
         """The flat indices of a leaf's entries, on the weight's device."""
@@ -133,7 +144,8 @@ class SparseLeaves:
                 leaf.grad.add_(leaf.detach().sign(), alpha=strength)
 
     def detach(self) -> None:
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
         self._aliases.remove()
         if self.active:
             self.stack.pop(self.layer)

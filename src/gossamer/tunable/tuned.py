@@ -16,11 +16,24 @@ from gossamer.delta.delta import Delta
 from gossamer.delta.snapshot import Snapshot
 from gossamer.delta.support import Support
 from gossamer.errors import BadPlan, Clash, Diverged
+from gossamer.tunable.child import ChildLeaves
 from gossamer.tunable.dense import DenseLeaves
-from gossamer.tunable.leaves import Leaves, Wanted
+from gossamer.tunable.leaves import Jumping, Leaves, Scheduled, Wanted
+from gossamer.tunable.mixout import MixoutLeaves
+from gossamer.tunable.projected import ProjectedLeaves
+from gossamer.tunable.revised import AccumulatorLeaves, GradientLeaves
 from gossamer.tunable.sparse import SparseLeaves
 
-KINDS: dict[str, Callable[[nn.Module, Stack, Wanted], Leaves]] = {"dense": DenseLeaves, "sparse": SparseLeaves}
+KINDS: dict[str, Callable[[nn.Module, Stack, Wanted], Leaves]] = {
+    "dense": DenseLeaves,
+    "sparse": SparseLeaves,
+    "mixout": MixoutLeaves,
+    "child": ChildLeaves,
+    "projected": ProjectedLeaves,
+    "spiel-ag": GradientLeaves,
+    "spiel-ma": AccumulatorLeaves,
+}
+CHOSEN = {"sparse", "spiel-ag", "spiel-ma"}  # the kinds that train chosen entries and need a support
 
 
 class Tuned:
@@ -35,7 +48,7 @@ class Tuned:
         head: True trains everything outside the backbone, except a language-model output; False nothing; or name
             patterns of the parameters that make up the head, inside or outside the backbone.
         freeze: name patterns (relative to the backbone) of weights that are left alone.
-        options, seed: of the method, for leaves that have any.
+        options, seed, k, revise: of the method, for leaves that have any (see `Wanted`).
         about: provenance to write into the delta.
     """
 
@@ -51,6 +64,8 @@ class Tuned:
         kind: str | None = None,
         options: Mapping[str, Any] | None = None,
         seed: int = 0,
+        k: int | None = None,
+        revise: Callable[..., Support] | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
         stack = Stack.over(model)
@@ -79,7 +94,7 @@ class Tuned:
                     with torch.no_grad():
                         parameter.copy_(start.head[name])
             names = [name for name in self.identity if not matches(name, freeze)]
-            wanted = Wanted(names, support, start, options or {}, seed)
+            wanted = Wanted(names, support, start, options or {}, seed, k, revise)
             self.leaves = self._attach(kind or ("dense" if support is None else "sparse"), wanted)
         except BaseException:
             self._release()
@@ -101,6 +116,11 @@ class Tuned:
     def k(self) -> int:
         """Number of trained weights of the backbone; head not counted."""
         return sum(leaf.numel() for leaf in self.leaves.parameters())
+
+    def begin(self, steps: int) -> None:
+        """Tells how many optimizer steps training has, for methods that change their ways as it goes on."""
+        if isinstance(self.leaves, Scheduled):
+            self.leaves.begin(steps)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """What to give to an optimizer: the leaves, then the head's parameters."""
@@ -129,6 +149,8 @@ class Tuned:
         if not all(bool(tensor.isfinite().all()) for tensor in head.values()):
             raise Diverged("training diverged: the head holds NaN or infinite values; lower the learning rate")
         about = {**self.about, "m": self.m, "k": self.k}
+        if isinstance(self.leaves, Jumping):
+            about["jaccard"] = list(self.leaves.history)
         return Delta.of(patches, base=self.identity, head=head, about=about).rounded(values)
 
     @contextmanager

@@ -1,0 +1,272 @@
+"""Revised: sparse leaves whose support is revised every S steps; k stays the same (SpIEL, Ansell et al. 2024).
+
+The smallest |δ| go, as many grow where the score is largest; the share is ξ_0 · (1 − t/T), the first time all of it.
+    spiel-ag  score |Σ g| over a window of γ steps before the revision; grown entries start with seeded Adam moments
+    spiel-ma  score row_i · column_j, the accumulators of SM3, with which it trains; matrices only
+An entry that stays (or goes and comes back at once) keeps its value, moments and age.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer
+
+from gossamer.delta.apply import Stack
+from gossamer.delta.patch import Sparse
+from gossamer.delta.support import Support
+from gossamer.delta.topk import top_k
+from gossamer.errors import BadPlan
+from gossamer.tunable.aged import Ages
+from gossamer.tunable.around import Around, stepped
+from gossamer.tunable.candidates import Candidates, end_step
+from gossamer.tunable.leaves import Wanted
+from gossamer.tunable.sm3 import SM3
+from gossamer.tunable.sparse import SparseLeaves
+
+Scored = dict[str, tuple[Tensor, Tensor]]  # name → candidates' flat indices and scores, on the CPU
+
+
+class RevisedLeaves(SparseLeaves):
+    """What both kinds share. Options: `every` (S), `rate` (ξ_0), `total_steps` (T; 0: a Trainer says)."""
+
+    def __init__(self, model: nn.Module, stack: Stack, wanted: Wanted) -> None:
+        options = wanted.options
+        self.every, self.rate, self.steps = int(options["every"]), float(options["rate"]), int(options["total_steps"])
+        if self.every < 1 or not 0.0 <= self.rate <= 1.0:
+            raise BadPlan(f"every={self.every}, rate={self.rate:g}: expected 1 or more steps, and a share from 0 to 1")
+        assert wanted.revise is not None
+        self.grow_drop = wanted.revise
+        self._check_length()
+        self.t = 0
+        self.history: list[float] = []  # Jaccard similarity of successive supports
+        super().__init__(model, stack, wanted)
+        self._around = Around(self.leaves, before=self.before)
+        # a checkpoint holds weights at the support of its time; the frozen weights stay, leaves and support bring back δ
+        self._hooks.append(model.register_load_state_dict_pre_hook(self._spare))
+
+    def begin(self, steps: int) -> None:
+        """Is told T, the number of optimizer steps in all, unless the option has said it."""
+        self.steps = self.steps or steps
+        self._check_length()
+
+    def _check_length(self) -> None:
+        if 0 < self.steps <= self.every:
+            raise BadPlan(
+                f"{self.steps} steps end before the first choice of weights after every={self.every}; train longer or "
+                "lower every"
+            )
+
+    def share(self, t: int) -> float:
+        """The share of entries revised after step t; 0 between revisions."""
+        if t % self.every or t >= self.steps:
+            return 0.0
+        return 1.0 if t == self.every else self.rate * (1.0 - t / self.steps)
+
+    def before(self, optimizer: Optimizer, names: list[str]) -> None:
+        """Before each step."""
+        if not self.steps:
+            raise BadPlan(
+                "the share of revised weights falls over the whole training, whose length only a transformers Trainer "
+                "tells; in a loop of your own, give total_steps="
+            )
+        mine = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if any(id(leaf) not in mine for leaf in self.leaves.values()):
+            raise BadPlan("a support can be revised only if one optimizer owns all of its leaves; give it all of them")
+
+    def after(self, optimizer: Optimizer, names: list[str]) -> None:
+        """After each step, before the weights are written."""
+
+    def scored(self, optimizer: Optimizer, share: float) -> Scored:
+        """The candidates of a revision."""
+        raise NotImplementedError
+
+    def seed(self, optimizer: Optimizer, name: str, grown: Tensor, slots: Tensor) -> None:
+        """Gives state to entries that have grown: flat indices, and their places in the leaf."""
+
+    @torch.no_grad()
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        names = stepped(optimizer, self.leaves)
+        if not names:
+            return
+        self.after(optimizer, names)
+        self.t += 1
+        share = self.share(self.t)
+        if share > 0:
+            deltas = {name: leaf.detach().cpu() for name, leaf in self.leaves.items()}
+            self.move(self.grow_drop(self.support, deltas, self.scored(optimizer, share), rate=share), optimizer)
+        else:
+            self.write(names, force=True)
+
+    def move(self, support: Support, optimizer: Optimizer) -> None:
+        """Goes over to another support of the same sizes: what stays keeps value and state, what is new starts at 0."""
+        self.history.append(support.jaccard(self.support))
+        old, columns = self.support, {name: self._columns(optimizer, name) for name in self.leaves}
+        self._place(support)
+        for name, leaf in self.leaves.items():
+            index = support[name]
+            stays = torch.isin(index, old[name])
+            source = torch.searchsorted(old[name], index).clamp_(max=index.numel() - 1).to(leaf.device)
+            for column in (leaf, *columns[name]):
+                column.copy_(torch.where(stays.to(column.device), column[source], torch.zeros_like(column)))
+            self.seed(optimizer, name, index[~stays].to(leaf.device), torch.nonzero(~stays).flatten().to(leaf.device))
+        self.stack.push(self.layer)
+        self._seen = {name: leaf._version for name, leaf in self.leaves.items()}
+
+    def _columns(self, optimizer: Optimizer, name: str) -> list[Tensor]:
+        """The optimizer's state that has one number an entry."""
+        state = [x for x in optimizer.state.get(self.leaves[name], {}).values() if isinstance(x, Tensor) and x.dim()]
+        if any(x.shape != self.leaves[name].shape for x in state):
+            raise BadPlan(
+                f"{type(optimizer).__name__} keeps a state that cannot follow a revised support; use torch.optim.AdamW"
+            )
+        return state
+
+    def _place(self, support: Support) -> None:
+        """Takes the layer off and gives it another support; whoever calls pushes it again."""
+        self.stack.pop(self.layer)
+        self.support = support
+        for name, leaf in self.leaves.items():
+            weight = self.stack.parameters[name]
+            patch = Sparse(tuple(weight.shape), support[name].to(weight.device), leaf)
+            self.layer[name] = ((1.0, patch),)  # type: ignore[index]
+
+    def _spare(self, module: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        mine = {id(self.stack.parameters[name]) for name in self.leaves}
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            if id(parameter) in mine and prefix + name in state:
+                state[prefix + name] = parameter.detach()
+
+    def extra(self) -> dict[str, Tensor]:
+        found = {f"support:{name}": indices for name, indices in self.support.items()}
+        return {**found, "t": torch.tensor(self.t), "history": torch.tensor(self.history, dtype=torch.float64)}
+
+    def load_extra(self, extra: Mapping[str, Tensor]) -> None:
+        self._place(Support(columns(extra, "support")))
+        self.stack.push(self.layer)
+        self._seen = {name: leaf._version for name, leaf in self.leaves.items()}
+        self.t, self.history = int(extra["t"]), extra["history"].tolist()
+
+    def detach(self) -> None:
+        self._around.remove()
+        super().detach()
+
+
+class GradientLeaves(RevisedLeaves):
+    """spiel-ag. Option `window` (γ). The optimizer is an unmodified AdamW; any other with state an entry works unseeded."""
+
+    def __init__(self, model: nn.Module, stack: Stack, wanted: Wanted) -> None:
+        self.window = int(wanted.options["window"])
+        if not 1 <= self.window <= int(wanted.options["every"]):
+            raise BadPlan(f"window={self.window}: expected from 1 to every={wanted.options['every']} steps")
+        self.candidates: dict[str, Candidates] = {}
+        super().__init__(model, stack, wanted)
+        self.ages = Ages(self.leaves)
+
+    @property
+    def watching(self) -> bool:
+        """Whether the next step is in a window before a revision."""
+        following = self.t - self.t % self.every + self.every
+        return self.share(following) > 0 and self.t >= following - self.window
+
+    def watcher(self, name: str) -> Callable[[Tensor], None] | None:
+        if not self.watching:
+            return None
+        if not self.candidates:  # all, in one order: ranks compare them
+            self.candidates = {name: Candidates(self.indices(name)) for name in self.leaves}
+        return self.candidates[name].see
+
+    def before(self, optimizer: Optimizer, names: list[str]) -> None:
+        super().before(optimizer, names)
+        gradients = {name: self.leaves[name].grad for name in names}
+        end_step(self.candidates, {name: grad for name, grad in gradients.items() if grad is not None})
+        self.ages.before(names)
+
+    def after(self, optimizer: Optimizer, names: list[str]) -> None:
+        self.ages.after(optimizer, names)
+
+    def scored(self, optimizer: Optimizer, share: float) -> Scored:
+        return {
+            name: (torch.cat([one.index, one.support]).cpu(), torch.cat([one.total, one.active]).abs().cpu())
+            for name, one in self.candidates.items()
+        }
+
+    def move(self, support: Support, optimizer: Optimizer) -> None:
+        super().move(support, optimizer)
+        self.candidates = {}
+
+    def _columns(self, optimizer: Optimizer, name: str) -> list[Tensor]:
+        return [*super()._columns(optimizer, name), self.ages.offset(name)]
+
+    def seed(self, optimizer: Optimizer, name: str, grown: Tensor, slots: Tensor) -> None:
+        if grown.numel():
+            one = self.candidates[name]
+            at = torch.searchsorted(one.index, grown)
+            self.ages.seed(optimizer, name, slots, one.total[at], one.squares[at], one.count[at])
+
+    def extra(self) -> dict[str, Tensor]:
+        found = {f"age:{name}": offset for name, offset in self.ages.offsets.items()}
+        for name, one in self.candidates.items():
+            for part in ("index", "total", "squares", "count", "active"):
+                found[f"{part}:{name}"] = getattr(one, part)
+        return {**super().extra(), **found}
+
+    def load_extra(self, extra: Mapping[str, Tensor]) -> None:
+        super().load_extra(extra)
+        device = {name: leaf.device for name, leaf in self.leaves.items()}
+        self.ages.offsets = {n: age.to(device[n], copy=True) for n, age in columns(extra, "age").items()}
+        self.candidates = {}
+        for name in columns(extra, "index"):
+            one = self.candidates[name] = Candidates(self.indices(name))
+            for part in ("index", "total", "squares", "count", "active"):
+                setattr(one, part, extra[f"{part}:{name}"].to(device[name], copy=True))
+            one.clear()
+
+
+class AccumulatorLeaves(RevisedLeaves):
+    """spiel-ma. The optimizer must be `SM3`; its accumulators are the scores, the same on every rank."""
+
+    def __init__(self, model: nn.Module, stack: Stack, wanted: Wanted) -> None:
+        super().__init__(model, stack, wanted)
+        self._tell()
+
+    def _tell(self) -> None:
+        for name, leaf in self.leaves.items():
+            leaf.entries = (tuple(self.stack.parameters[name].shape), self.indices(name))  # type: ignore[attr-defined]
+
+    def _place(self, support: Support) -> None:
+        super()._place(support)
+        self._tell()
+
+    def before(self, optimizer: Optimizer, names: list[str]) -> None:
+        super().before(optimizer, names)
+        if not isinstance(optimizer, SM3):
+            raise BadPlan(
+                f"spiel-ma scores weights with SM3's accumulators, and {type(optimizer).__name__} has none; build "
+                "gossamer.tunable.sm3.SM3(trained, lr=…) over the parameters with requires_grad, and give it to Trainer "
+                "as optimizers=(that, None)"
+            )
+
+    def scored(self, optimizer: Optimizer, share: float) -> Scored:
+        found: Scored = {}
+        for name, leaf in self.leaves.items():
+            state, own = optimizer.state.get(leaf, {}), self.support[name]
+            n = round(share * own.numel())
+            if state and n:
+                scores = torch.outer(state["row"], state["column"]).reshape(-1)
+                mine = scores[self.indices(name)].cpu()
+                scores[self.indices(name)] = -1.0
+                best = top_k({name: scores}, min(n, scores.numel()))[name]
+                found[name] = (torch.cat([best, own]), torch.cat([scores[best.to(scores.device)].cpu(), mine]))
+        return found
+
+    def _columns(self, optimizer: Optimizer, name: str) -> list[Tensor]:
+        return []  # rows and columns outlive the entries
+
+
+def columns(extra: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
+    """The tensors of one kind in what `extra` gave, by name of the weight."""
+    return {name.removeprefix(f"{kind}:"): found for name, found in extra.items() if name.startswith(f"{kind}:")}
