@@ -14,7 +14,7 @@ import gossamer as gs
 from gossamer.errors import BadPlan
 from gossamer.tasks.classify import Classify
 from gossamer.train.config import FitConfig, gather
-from gossamer.train.job import Bench, train_delta
+from gossamer.train.job import Bench, run_fit, train_delta
 from tests.tiny import base_directory, batches, bits, classifier, rows, same_bits
 
 
@@ -127,3 +127,19 @@ def test_all_contradictions_at_once() -> None:
         gather(None, settings)
     for mistake in ("lr=-1", "train is missing", "give one", "neither density nor k", "o.bin", "resume goes on"):
         assert mistake in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["spiel-ma", "child-pruning"])
+def test_a_changing_support_under_trainer_says_how_much_it_jumped(method: str, tmp_path: Path) -> None:
+    base = base_directory(tmp_path / "base")
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(48)))
+    config = FitConfig(base=str(base), train=str(tmp_path / "train.jsonl"), out=tmp_path / "d.safetensors", method=method,
+                       density=0.02, steps=7, batch_size=8, options={"every": 2}, save_steps=3)  # fmt: skip
+    delta = run_fit(config).delta
+    assert delta.k == int(delta.m * 0.02)
+    assert len(delta.about["jaccard"]) == {"spiel-ma": 3, "child-pruning": 2}[method]
+    assert all(0 <= found <= 1 for found in delta.about["jaccard"])
+    with pytest.raises(BadPlan, match="before the first choice"):
+        run_fit(
+            config.model_copy(update={"method": "spiel-ag", "options": {"every": 7}, "out": tmp_path / "e.safetensors"})
+        )

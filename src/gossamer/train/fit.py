@@ -117,6 +117,7 @@ def fit(
                     chosen = choose(model, phase.rule, k, data=data, loss=loss, head=head, exclude=spared, seed=seed,
                                     options=settled)  # fmt: skip
             state = _widen(model, state, chosen, at + 1, moved if phase.keep else None)
+            state = replace(state, about={**state.about, **_told(moved)})
             if store:
                 state.save(store, force=True)
             continue
@@ -138,7 +139,13 @@ def fit(
             state = replace(result, about={**state.about, "next": at + 1})
             if store:
                 state.save(store, force=True)
-    return replace(result, about={**about, "m": result.m, "k": result.k}).rounded(values)
+    told = _told(state) | _told(result)
+    return replace(result, about={**about, **told, "m": result.m, "k": result.k}).rounded(values)
+
+
+def _told(delta: Delta | None) -> dict[str, Any]:
+    """What a phase has noted about itself for the final delta."""
+    return {key: delta.about[key] for key in ("jaccard",) if delta and key in delta.about}
 
 
 def _digest(model: nn.Module, head: bool | Patterns) -> str:
