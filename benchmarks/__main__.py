@@ -8,10 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import apply, file, memory, step, topk
+from benchmarks import apply, file, memory, selection, step, topk
 from benchmarks.common import Figure, setting, table, write
 
-TOPICS = {"step": step, "memory": memory, "file": file, "apply": apply, "topk": topk}
+TOPICS = {"step": step, "memory": memory, "file": file, "apply": apply, "topk": topk, "selection": selection}
 
 
 def main() -> None:
