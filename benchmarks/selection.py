@@ -41,7 +41,7 @@ def measure(*, quick: bool = False) -> list[Figure]:
     goals = {"gradient": 1.0, "fisher": 1.0, "fisher per batch": 1.0, "hutchinson": 4.0}
     copies = {name: (peak[name, (1, 16)] - peak["floor", (1, 16)]) / copy for name in goals}
     data = batch()
-    times = interleave({name: partial(run, data) for name, run in passes.items() if name != "floor"}, rounds=2 if quick else 6,
+    times = interleave({name: partial(run, data) for name, run in passes.items() if name != "floor"}, rounds=1 if quick else 3,
                        repeats=1)  # fmt: skip
     return [
         *(Figure(f"copies at 1 × 16 tokens: {name}", copies[name], "×", goal) for name, goal in goals.items()),
