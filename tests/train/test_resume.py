@@ -75,6 +75,17 @@ def assert_resumes(wanted: dict[str, Any], whole: gs.Delta, step: int, tmp_path:
     assert not config.partial.exists()
 
 
+def test_a_choice_made_by_data_is_not_made_again(place: Path, tmp_path: Path) -> None:
+    options = {"curvature": "hutchinson", "warmup": 2}
+    chosen = settings(place, method="sam", options=options, out=str(tmp_path / "delta.safetensors"))
+    (tmp_path / "settings.json").write_text(json.dumps(chosen))
+    killed = subprocess.run([sys.executable, "-m", "tests.train.killed", str(tmp_path / "settings.json"), "4"],
+                            capture_output=True, text=True)  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    whole = run_fit(FitConfig(**{**chosen, "out": tmp_path / "whole.safetensors"})).delta
+    assert run_fit(FitConfig(**chosen, resume=True)).delta == whole
+
+
 def test_two_uninterrupted_runs_agree(place: Path, whole: gs.Delta, tmp_path: Path) -> None:
     again = run_fit(FitConfig(**settings(place), out=tmp_path / "again.safetensors")).delta
     assert again == whole

@@ -49,7 +49,7 @@ def plain_attention(model: nn.Module, why: str) -> Iterator[list[str]]:
             f"{why} differentiates twice, and a part of this model cannot be: {error}; choose a way without it"
         ) from error
     finally:
-        for config, kind in before:  # parents first: setting one may set those within it
+        for config, kind in before if fused else ():  # parents first: setting one may set those within it
             setattr(config, _SETTING, kind)
 
 
