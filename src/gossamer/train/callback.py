@@ -1,7 +1,7 @@
 """The one callback through which an unmodified transformers Trainer learns what a gossamer phase needs.
 
-It seeds the sampler by (seed, epoch), so that a resumed run sees the same batches; seals checkpoints; adds the L1
-penalty; stops at a NaN loss; and reports progress.
+It seeds the sampler by (seed, epoch), so that a resumed run sees the same batches; seals checkpoints; stops at a
+NaN loss; and reports progress.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from transformers import TrainerCallback
 from gossamer.errors import Diverged
 from gossamer.train.checkpoint import Facts, seal
 from gossamer.train.plan import Fit
-from gossamer.tunable.tuned import Tuned
 
 
 class Progress(Protocol):
@@ -32,16 +31,10 @@ class Progress(Protocol):
 class PhaseCallback(TrainerCallback):
     """See the module. One a phase."""
 
-    def __init__(
-        self, tuned: Tuned, phase: Fit, facts: Facts, *, l1: float = 0.0, progress: Progress | None = None
-    ) -> None:
-        self.tuned, self.phase, self.facts, self.l1, self.progress = tuned, phase, facts, l1, progress
-        self._penalty: Any = None
+    def __init__(self, phase: Fit, facts: Facts, *, progress: Progress | None = None) -> None:
+        self.phase, self.facts, self.progress = phase, facts, progress
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.l1:
-            wrapped = kwargs["optimizer"]
-            self._penalty = self.tuned.l1(getattr(wrapped, "optimizer", wrapped), self.l1)
         if self.progress:
             self.progress.begin(self.phase, state.max_steps, state.global_step)
 
@@ -72,8 +65,6 @@ class PhaseCallback(TrainerCallback):
             seal(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.facts)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self._penalty is not None:
-            self._penalty.remove()
         if self.progress:
             self.progress.end()
 

@@ -3,6 +3,7 @@
     full           fit(dense)
     random, …      choose → fit(sparse)
     lt-sft         [ fit(dense) → choose(change) → rewind → fit(sparse) ] × rounds, growing support
+    diff-pruning   fit(gated) → choose(change) → fit(sparse) from there
 
 Each phase is a function of what the phase before it left: a delta (values and head to start from) and a support. That
 is all that is kept on disk between phases, as an ordinary delta file.
@@ -76,7 +77,8 @@ def fit(
         resume: go on from `checkpoint` and the newest complete checkpoint of the trainer.
         watch: called with (phase, delta so far) after each phase of training.
         progress: an object with begin, step, end (see `callback.Progress`).
-        options: the method's own, see ``methods()``; for lt-sft: rounds, l1, per_tensor.
+        options: the method's own, see ``methods()``; for lt-sft: rounds, l1, per_tensor; for diff-pruning: structured,
+            penalty, alpha_lr, per_tensor.
 
     Raises:
         BadPlan: an impossible request, a diverged training, or more weights asked for than moved.
@@ -119,12 +121,14 @@ def fit(
         scouting = any(isinstance(next_, Choose) and next_.rule == "change" for next_ in follows)
         chosen = state.support if phase.tunable == "sparse" else None
         tuned = Tuned(model, chosen, kind=phase.tunable, on=on, start=state, head=head, freeze=freeze, options=settled,
-                      seed=seed, about=about)  # fmt: skip
+                      seed=seed, penalty=settled.get(phase.penalty, 0.0), about=about)  # fmt: skip
         try:
-            _train(trainer, tuned, phase, {"plan": plan, "phase": at}, settled.get("l1", 0.0), resume, progress)
+            _train(trainer, tuned, phase, {"plan": plan, "phase": at}, resume, progress)
             result = tuned.delta("fp32")
         finally:
             tuned.detach()
+        facts = {**state.about.get("facts", {}), **result.about.get("facts", {})}
+        state = replace(state, about={**state.about, "facts": facts})
         if watch:
             watch(phase, result)
         if scouting:
@@ -133,7 +137,9 @@ def fit(
             state = replace(result, about={**state.about, "next": at + 1})
             if store:
                 state.save(store, force=True)
-    return replace(result, about={**about, "m": result.m, "k": result.k}).rounded(values)
+    return replace(result, about={**about, **state.about.get("facts", {}), "m": result.m, "k": result.k}).rounded(
+        values
+    )
 
 
 def _digest(model: nn.Module, head: bool | Patterns) -> str:
@@ -182,22 +188,18 @@ def _widen(model: nn.Module, state: Delta, chosen: Support, following: int, kept
     return replace(wider.coalesce(), base=left.base, head=left.head, about={**state.about, "next": following})
 
 
-def _train(trainer: Factory, tuned: Tuned, phase: Fit, facts: Facts, l1: float, resume: bool, progress: Any) -> None:
+def _train(trainer: Factory, tuned: Tuned, phase: Fit, facts: Facts, resume: bool, progress: Any) -> None:
     built = trainer(tuned.model, phase) if _takes_phase(trainer) else trainer(tuned.model)
     sealed = None
     if hasattr(built, "add_callback") and hasattr(built, "args"):
         from gossamer.train.callback import PhaseCallback  # transformers is imported only where its Trainer is used
 
-        built.add_callback(PhaseCallback(tuned, phase, facts, l1=l1, progress=progress))
+        built.add_callback(PhaseCallback(phase, facts, progress=progress))
         folder = Path(built.args.output_dir)
         if resume:
             sealed = latest(folder, facts)
         else:
             unseal(folder)
-    elif l1:
-        raise BadPlan(
-            f"l1={l1} needs a transformers Trainer; in a loop of your own, use tune() and tuned.l1(optimizer, λ)"
-        )
     built.train(resume_from_checkpoint=str(sealed)) if sealed else built.train()
 
 

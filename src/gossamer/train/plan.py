@@ -35,6 +35,7 @@ class Fit:
     epochs: float = 3.0
     schedule: str = "linear"
     warmup: float = 0.06  # share of the steps
+    penalty: str = "l1"  # the option that says how strongly the phase's penalty counts, where the row has it
     round: int = 0
     index: int = 0  # place among the fits of the whole run
 
@@ -69,7 +70,9 @@ class Method:
 
 DENSE = Fit("dense", lr=1e-4)
 SPARSE = Fit("sparse", lr=4e-3)
+GATED = Fit("gated", lr=5e-4, penalty="penalty")
 _TOP = {"per_tensor": False}
+_GATES = {**_TOP, "penalty": 42.0, "alpha_lr": 0.1}  # penalty: λ · m, so that it carries over; 1.25e-7 · 335M
 _SCORED = {**_TOP, "examples": 1024, "warmup": 50}
 
 ROWS = (
@@ -85,6 +88,10 @@ ROWS = (
            "Sung et al. 2021; Xu et al. 2021"),
     Method("lt-sft", "train all, keep the k that moved most, rewind, train those", "projection-based",
            (DENSE, Choose("change"), SPARSE), {**_TOP, "rounds": 1, "l1": 0.0}, "Ansell et al. 2022", skip_norms=True),
+    Method("diff-pruning", "train all behind gates, keep the k largest, train those on", "projection-based",
+           (GATED, Choose("change", keep=True), SPARSE), {**_GATES, "structured": False}, "Guo et al. 2021"),
+    Method("diff-pruning-structured", "the same, with a gate for every tensor too", "projection-based",
+           (GATED, Choose("change", keep=True), SPARSE), {**_GATES, "structured": True}, "Guo et al. 2021"),
 )  # fmt: skip
 
 
