@@ -43,8 +43,20 @@ def whole(place: Path) -> gs.Delta:
 # epoch of phase one, at its last step, between the phases, inside phase two, at its very end
 @pytest.mark.parametrize("step", [1, 4, 6, 7, 11, 12])
 def test_killed_and_resumed_equals_uninterrupted(place: Path, whole: gs.Delta, step: int, tmp_path: Path) -> None:
+    killed_and_resumed(settings(place), whole, step, tmp_path)
+
+
+@pytest.mark.parametrize("step", [3, 8])  # among the gates, and after their projection
+def test_gates_killed_and_resumed(place: Path, step: int, tmp_path: Path) -> None:
+    changes = {"method": "diff-pruning-structured", "options": {"penalty": 20.0}, "full_lr": 1e-3}
+    whole = run_fit(FitConfig(**settings(place, **changes), out=tmp_path / "whole.safetensors")).delta
+    resumed = killed_and_resumed(settings(place, **changes), whole, step, tmp_path)
+    assert resumed.about["natural_density"] == whole.about["natural_density"]
+
+
+def killed_and_resumed(given: dict[str, Any], whole: gs.Delta, step: int, tmp_path: Path) -> gs.Delta:
     note = tmp_path / "settings.json"
-    note.write_text(json.dumps(settings(place, out=str(tmp_path / "delta.safetensors"))))
+    note.write_text(json.dumps({**given, "out": str(tmp_path / "delta.safetensors")}))
     killed = subprocess.run(
         [sys.executable, "-m", "tests.train.killed", str(note), str(step)], capture_output=True, text=True
     )
@@ -56,6 +68,7 @@ def test_killed_and_resumed_equals_uninterrupted(place: Path, whole: gs.Delta, s
     assert resumed.about["scores"] == whole.about["scores"]
     assert gs.load(config.out) == whole
     assert not config.partial.exists()
+    return resumed
 
 
 def test_two_uninterrupted_runs_agree(place: Path, whole: gs.Delta, tmp_path: Path) -> None:
