@@ -13,6 +13,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 import gossamer as gs
+from gossamer.cli.show import show
 from gossamer.delta.base import base_parameters
 from gossamer.errors import BadPlan
 from gossamer.tunable.gated import GatedLeaves
@@ -221,6 +222,43 @@ def test_a_forward_computed_again_in_another_random_state_is_refused():
     tuned.detach()
 
 
+def test_gates_on_a_delta_keep_it_underneath():
+    model, batch = still(), batches(1)[0]
+    with gs.tune(model, "random", density=0.1, head=False) as tuned:
+        for leaf in tuned.parameters():
+            nn.init.normal_(leaf)
+        under = tuned.delta()
+    with gs.applied(model, under):
+        expected = model(**batch).logits
+    tuned = Tuned(model, None, kind="gated", on=under)
+    assert torch.equal(model(**batch).logits, expected), "w begins at 0"
+    with torch.no_grad():
+        tuned.leaves.w["pooler.dense.bias"].fill_(0.5)
+    model.eval()
+    both = model(**batch).logits
+    with tuned.disabled():
+        assert torch.equal(model(**batch).logits, expected)
+    task = tuned.delta("fp32")
+    tuned.detach()
+    with gs.applied(model, task + under):
+        torch.testing.assert_close(model(**batch).logits, both)
+
+
+def test_a_backward_may_run_twice_but_not_after_a_step():
+    model, batch = still(), batches(1)[0]
+    tuned = gated(model)
+    leaf = tuned.leaves.alpha["pooler.dense.weight"]
+    loss = model(**batch).loss
+    loss.backward(retain_graph=True)
+    once = leaf.grad.clone()
+    loss.backward(retain_graph=True)
+    torch.testing.assert_close(leaf.grad, 2 * once)
+    torch.optim.SGD(tuned.leaves.parameters(), lr=0.1).step()
+    with pytest.raises(BadPlan, match="before the step"):
+        loss.backward()
+    tuned.detach()
+
+
 def test_a_copy_is_refused_and_so_is_a_start():
     model = classifier()
     tuned = gated(model)
@@ -284,7 +322,7 @@ class Loop:
 
 
 @pytest.mark.parametrize("method", ["diff-pruning", "diff-pruning-structured"])
-def test_projection_keeps_exactly_the_k_largest_and_training_goes_on_from_them(method):
+def test_projection_keeps_exactly_the_k_largest_and_training_goes_on_from_them(method, tmp_path, capsys):
     seen, starts = [], []
 
     def factory(model: nn.Module, phase: Any) -> Loop:
@@ -304,6 +342,9 @@ def test_projection_keeps_exactly_the_k_largest_and_training_goes_on_from_them(m
     assert all(torch.equal(starts[1][n], seen[0].head[n]) for n in head), "the head goes on too"
     assert 0 < delta.about["natural_density"] < 1
     assert delta.about["natural_density"] == seen[0].about["facts"]["natural_density"]
+    delta.save(tmp_path / "d.safetensors")
+    show(tmp_path / "d.safetensors")
+    assert f"{delta.about['natural_density']:.3%} of the weights expected to change" in capsys.readouterr().out
 
 
 def places(model: nn.Module, delta: gs.Delta) -> list[tuple[Tensor, Tensor, Tensor]]:

@@ -49,7 +49,9 @@ def test_killed_and_resumed_equals_uninterrupted(place: Path, whole: gs.Delta, s
 @pytest.mark.parametrize("step", [3, 8])  # among the gates, and after their projection
 def test_gates_killed_and_resumed(place: Path, step: int, tmp_path: Path) -> None:
     changes = {"method": "diff-pruning-structured", "options": {"penalty": 20.0}, "full_lr": 1e-3}
-    whole = run_fit(FitConfig(**settings(place, **changes), out=tmp_path / "whole.safetensors")).delta
+    said: list[str] = []
+    whole = run_fit(FitConfig(**settings(place, **changes), out=tmp_path / "whole.safetensors"), say=said.append).delta
+    assert sum(f"gates: {whole.about['natural_density']:.2%}" in text for text in said) == 1
     resumed = killed_and_resumed(settings(place, **changes), whole, step, tmp_path)
     assert resumed.about["natural_density"] == whole.about["natural_density"]
 
