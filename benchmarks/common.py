@@ -27,6 +27,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 import gossamer as gs
+from gossamer.tunable.tuned import Tuned
 
 DENSITY = 0.005
 MIB = 1 << 20
@@ -237,12 +238,18 @@ def training(variant: str, model: nn.Module, *, fused: bool = False, **shape: in
     dense-mask  every weight, gradients multiplied by a dense mask: how reference codes train a sparse fine-tuning
     lora        PEFT's LoRA, rank 8, on all linear layers of the encoder, and the head
     sparse      gossamer, a random support, and the head
+    gated       gossamer, a change and a gate of every weight (diff pruning's first phase), and the head
     """
     masks: dict[nn.Parameter, torch.Tensor] = {}
     model.train()
     if variant == "sparse":
         with gs.tune(model, "random", density=DENSITY) as tuned:
             yield Run(model, _adamw(tuned.parameters(), fused), masks, batch(**shape))
+        return
+    if variant == "gated":
+        tuned = Tuned(model, None, kind="gated", penalty=42.0)
+        yield Run(model, _adamw(tuned.parameters(), fused), masks, batch(**shape))
+        tuned.detach()
         return
     if variant == "floor":
         head = {id(p) for p in model.parameters()} - {id(p) for p in model.base_model.parameters()}
@@ -256,7 +263,7 @@ def training(variant: str, model: nn.Module, *, fused: bool = False, **shape: in
         layers = r".*encoder.*\.(query|key|value|dense)"
         model = get_peft_model(model, LoraConfig(r=8, target_modules=layers, task_type=TaskType.SEQ_CLS))
     elif variant != "full":
-        raise ValueError(f"unknown variant {variant!r}; expected one of {', '.join(VARIANTS)}")
+        raise ValueError(f"unknown variant {variant!r}; expected one of {', '.join(VARIANTS)}, gated")
     yield Run(model, _adamw((p for p in model.parameters() if p.requires_grad), fused), masks, batch(**shape))
 
 

@@ -15,6 +15,8 @@ from gossamer.errors import BadPlan
 from gossamer.tasks.classify import Classify
 from gossamer.train.config import FitConfig, gather
 from gossamer.train.job import Bench, run_fit, train_delta
+from gossamer.tunable.gated import GatedLeaves
+from gossamer.tunable.sparse import SparseLeaves
 from tests.tiny import base_directory, batches, bits, classifier, rows, same_bits
 
 
@@ -85,6 +87,24 @@ def test_phases_may_share_a_folder(tmp_path: Path) -> None:
     again = gs.fit(model, "lt-sft", k=50, trainer=trainer, checkpoint=tmp_path, values="fp32", resume=True)
     assert again == first
     assert same_bits(model, before)
+
+
+@pytest.mark.parametrize(("method", "kind"), [("lt-sft", SparseLeaves), ("diff-pruning", GatedLeaves)])
+def test_a_penalty_counts_once_a_step(
+    method: str, kind: type[SparseLeaves | GatedLeaves], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strengths: list[float] = []
+    monkeypatch.setattr(kind, "add_penalty_gradient", lambda self, strength: strengths.append(strength))
+    data = [{n: v[i].tolist() for n, v in batch.items()} for batch in batches(6) for i in range(4)]
+
+    def trainer(model: nn.Module, phase: Any) -> Trainer:
+        args = TrainingArguments(str(tmp_path / str(phase.index)), max_steps=3, gradient_accumulation_steps=2, use_cpu=True,
+                                 bf16=True, save_strategy="no", report_to="none", disable_tqdm=True, learning_rate=1e-2,
+                                 dataloader_pin_memory=False, per_device_train_batch_size=4)  # fmt: skip
+        return Trainer(model, args, train_dataset=data)
+
+    delta = gs.fit(classifier(), method, k=50, trainer=trainer, **{"l1" if method == "lt-sft" else "penalty": 7.0})
+    assert strengths == [7.0 / delta.m] * 3
 
 
 def test_more_weights_than_may_be_chosen_is_said_before_training() -> None:

@@ -43,7 +43,7 @@ def whole(place: Path) -> gs.Delta:
 # epoch of phase one, at its last step, between the phases, inside phase two, at its very end
 @pytest.mark.parametrize("step", [1, 4, 6, 7, 11, 12])
 def test_killed_and_resumed_equals_uninterrupted(place: Path, whole: gs.Delta, step: int, tmp_path: Path) -> None:
-    assert_resumes(settings(place), whole, step, tmp_path)
+    killed_and_resumed(settings(place), whole, step, tmp_path)
 
 
 # killed in the middle of what such a method does between two checkpoints (5 and 10 of 12 steps): the checkpoint taken up
@@ -56,12 +56,22 @@ def test_a_support_that_changes_is_resumed_too(
 ) -> None:
     wanted = settings(place, method=method, options=options, epochs=4, save_steps=5)
     uninterrupted = run_fit(FitConfig(**wanted, out=tmp_path / "whole.safetensors")).delta
-    assert_resumes(wanted, uninterrupted, 7, tmp_path)
+    killed_and_resumed(wanted, uninterrupted, 7, tmp_path)
 
 
-def assert_resumes(wanted: dict[str, Any], whole: gs.Delta, step: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("step", [3, 8])  # among the gates, and after their projection
+def test_gates_killed_and_resumed(place: Path, step: int, tmp_path: Path) -> None:
+    changes = {"method": "diff-pruning-structured", "options": {"penalty": 20.0}, "full_lr": 1e-3}
+    said: list[str] = []
+    whole = run_fit(FitConfig(**settings(place, **changes), out=tmp_path / "whole.safetensors"), say=said.append).delta
+    assert sum(f"gates: {whole.about['natural_density']:.2%}" in text for text in said) == 1
+    resumed = killed_and_resumed(settings(place, **changes), whole, step, tmp_path)
+    assert resumed.about["natural_density"] == whole.about["natural_density"]
+
+
+def killed_and_resumed(given: dict[str, Any], whole: gs.Delta, step: int, tmp_path: Path) -> gs.Delta:
     note = tmp_path / "settings.json"
-    note.write_text(json.dumps({**wanted, "out": str(tmp_path / "delta.safetensors")}))
+    note.write_text(json.dumps({**given, "out": str(tmp_path / "delta.safetensors")}))
     killed = subprocess.run(
         [sys.executable, "-m", "tests.train.killed", str(note), str(step)], capture_output=True, text=True
     )
@@ -73,6 +83,7 @@ def assert_resumes(wanted: dict[str, Any], whole: gs.Delta, step: int, tmp_path:
     assert resumed.about["scores"] == whole.about["scores"]
     assert gs.load(config.out) == whole
     assert not config.partial.exists()
+    return resumed
 
 
 def test_a_choice_made_by_data_is_not_made_again(place: Path, tmp_path: Path) -> None:

@@ -96,9 +96,9 @@ def fit(
     lr
         Learning rate. Default: the method's.
     full_epochs
-        Epochs of the dense first phase of lt-sft.
+        Epochs of the first phase of lt-sft (dense) and of diff-pruning (gated).
     full_lr
-        Learning rate of the dense first phase of lt-sft.
+        Learning rate of the first phase of lt-sft (dense) and of diff-pruning (gated: of w).
     batch_size
         Examples a batch. Default: 16.
     accumulate

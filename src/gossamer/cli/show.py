@@ -56,6 +56,7 @@ def show(
         "k": loaded.k,
         "m": loaded.m,
         "density": loaded.density,
+        "natural_density": about.get("natural_density"),
         "head": head,
         "values": about.get("values"),
         "norm": loaded.norm(),
@@ -90,6 +91,8 @@ def show(
         ("file", f"{size(facts['bytes'])}, values {facts['values']}; a full copy in float32 is {size(4 * loaded.m)}"),
         ("norm of the change", f"{facts['norm']:.4g}"),
     ]
+    if facts["natural_density"] is not None:
+        lines.append(("before projection", f"{facts['natural_density']:.3%} of the weights expected to change"))
     if task:
         labels = task.get("labels")
         says = (

@@ -1,8 +1,8 @@
 """The one callback through which an unmodified transformers Trainer learns what a gossamer phase needs.
 
 It seeds the sampler by (seed, epoch), so that a resumed run sees the same batches; seals checkpoints, with what the
-leaves need besides their values (a support that changes); tells the leaves how long training is; adds the L1 penalty;
-stops at a NaN loss; and reports progress.
+leaves need besides their values (a support that changes); tells the leaves how long training is; stops at a NaN loss; and
+reports progress.
 """
 
 from __future__ import annotations
@@ -42,18 +42,12 @@ class PhaseCallback(TrainerCallback):
         phase: Fit,
         facts: Facts,
         *,
-        l1: float = 0.0,
         progress: Progress | None = None,
         resumed: Path | None = None,  # the checkpoint that this run goes on from
     ) -> None:
-        self.tuned, self.phase, self.facts, self.l1, self.progress = tuned, phase, facts, l1, progress
-        self.resumed = resumed
-        self._penalty: Any = None
+        self.tuned, self.phase, self.facts, self.progress, self.resumed = tuned, phase, facts, progress, resumed
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.l1:
-            wrapped = kwargs["optimizer"]
-            self._penalty = self.tuned.l1(getattr(wrapped, "optimizer", wrapped), self.l1)
         self.tuned.begin(state.max_steps)
         if self.resumed:
             recall(self.tuned, self.resumed)
@@ -91,8 +85,6 @@ class PhaseCallback(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if args.load_best_model_at_end and state.best_model_checkpoint:
             recall(self.tuned, Path(state.best_model_checkpoint))  # what belongs to the weights that Trainer has loaded
-        if self._penalty is not None:
-            self._penalty.remove()
         if self.progress:
             self.progress.end()
 

@@ -5,6 +5,7 @@
     child-pruning  fit(projected) → choose(change) → keep → fit(sparse)
     spiel-…        choose(uniform) → fit(sparse leaves whose support is revised)
     lt-sft         [ fit(dense) → choose(change) → rewind → fit(sparse) ] × rounds, growing support
+    diff-pruning   fit(gated) → choose(change) → fit(sparse) from there
 
 Each phase is a function of what the phase before it left: a delta (values and head to start from) and a support. That
 is all that is kept on disk between phases, as an ordinary delta file.
@@ -81,7 +82,8 @@ def fit(
         resume: go on from `checkpoint` and the newest complete checkpoint of the trainer.
         watch: called with (phase, delta so far) after each phase of training.
         progress: an object with begin, step, end (see `callback.Progress`).
-        options: the method's own, see ``methods()``; for lt-sft: rounds, l1, per_tensor.
+        options: the method's own, see ``methods()``; for lt-sft: rounds, l1, per_tensor; for diff-pruning: structured,
+            penalty, alpha_lr, per_tensor.
 
     Raises:
         BadPlan: an impossible request, a diverged training, or more weights asked for than moved.
@@ -117,7 +119,6 @@ def fit(
                     chosen = choose(model, phase.rule, k, data=data, loss=loss, head=head, exclude=spared, seed=seed,
                                     options=settled)  # fmt: skip
             state = _widen(model, state, chosen, at + 1, moved if phase.keep else None)
-            state = replace(state, about={**state.about, **_told(moved)})
             if store:
                 state.save(store, force=True)
             continue
@@ -125,12 +126,14 @@ def fit(
         scouting = any(isinstance(next_, Choose) and next_.rule == "change" for next_ in follows)
         chosen = state.support if phase.tunable in CHOSEN else None
         tuned = Tuned(model, chosen, kind=phase.tunable, on=on, start=state, head=head, freeze=freeze, options=settled,
-                      seed=seed, k=k, revise=grow_drop, about=about)  # fmt: skip
+                      seed=seed, k=k, revise=grow_drop, penalty=settled.get(phase.penalty, 0.0), about=about)  # fmt: skip
         try:
-            _train(trainer, tuned, phase, {"plan": plan, "phase": at}, settled.get("l1", 0.0), resume, progress)
+            _train(trainer, tuned, phase, {"plan": plan, "phase": at}, resume, progress)
             result = tuned.delta("fp32")
+            facts = {**state.about.get("facts", {}), **tuned.leaves.facts(tuned.m)}
         finally:
             tuned.detach()
+        state = replace(state, about={**state.about, "facts": facts})
         if watch:
             watch(phase, result)
         if scouting:
@@ -139,13 +142,8 @@ def fit(
             state = replace(result, about={**state.about, "next": at + 1})
             if store:
                 state.save(store, force=True)
-    told = _told(state) | _told(result)
+    told = state.about.get("facts", {})
     return replace(result, about={**about, **told, "m": result.m, "k": result.k}).rounded(values)
-
-
-def _told(delta: Delta | None) -> dict[str, Any]:
-    """What a phase has noted about itself for the final delta."""
-    return {key: delta.about[key] for key in ("jaccard",) if delta and key in delta.about}
 
 
 def _digest(model: nn.Module, head: bool | Patterns) -> str:
@@ -194,7 +192,7 @@ def _widen(model: nn.Module, state: Delta, chosen: Support, following: int, kept
     return replace(wider.coalesce(), base=left.base, head=left.head, about={**state.about, "next": following})
 
 
-def _train(trainer: Factory, tuned: Tuned, phase: Fit, facts: Facts, l1: float, resume: bool, progress: Any) -> None:
+def _train(trainer: Factory, tuned: Tuned, phase: Fit, facts: Facts, resume: bool, progress: Any) -> None:
     built = trainer(tuned.model, phase) if _takes_phase(trainer) else trainer(tuned.model)
     sealed = None
     if hasattr(built, "add_callback") and hasattr(built, "args"):
@@ -205,11 +203,7 @@ def _train(trainer: Factory, tuned: Tuned, phase: Fit, facts: Facts, l1: float, 
             sealed = latest(folder, facts)
         else:
             unseal(folder)
-        built.add_callback(PhaseCallback(tuned, phase, facts, l1=l1, progress=progress, resumed=sealed))
-    elif l1:
-        raise BadPlan(
-            f"l1={l1} needs a transformers Trainer; in a loop of your own, use tune() and tuned.l1(optimizer, λ)"
-        )
+        built.add_callback(PhaseCallback(tuned, phase, facts, progress=progress, resumed=sealed))
     built.train(resume_from_checkpoint=str(sealed)) if sealed else built.train()
 
 

@@ -146,12 +146,19 @@ def train_delta(
         gold = [{"labels": label} for label in found.label_ids]
         return dict(bench.task.scores(_first(found.predictions), gold))
 
+    def seen(phase: Fit, found: Delta) -> None:
+        natural = found.about.get("natural_density")
+        if natural is not None:
+            say(f"gates: {natural:.2%} of the weights expected to change, before projection")
+        if watch:
+            watch(phase, found)
+
     last = row_of(config.method).fits[-1].tunable
     loader = DataLoader(train, batch_size=config.batch_size, collate_fn=bench.collate)  # type: ignore[arg-type]
     return fit(bench.model, config.method, trainer=trainer, density=config.density, k=config.k, match=config.match,
                data=loader, on=on,
                head=bench.head, exclude=config.exclude, values=config.values, seed=config.seed, checkpoint=config.partial,
-               resume=config.resume, watch=watch, progress=progress, **config.options)  # fmt: skip
+               resume=config.resume, watch=seen, progress=progress, **config.options)  # fmt: skip
 
 
 def training_arguments(config: FitConfig, phase: Fit, *, evaluate: bool, metric: str) -> TrainingArguments:

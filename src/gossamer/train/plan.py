@@ -36,6 +36,7 @@ class Fit:
     epochs: float = 3.0
     schedule: str = "linear"
     warmup: float = 0.06  # share of the steps
+    penalty: str = "l1"  # the option that says how strongly the phase's penalty counts, where the row has it
     round: int = 0
     optimizer: str = "adamw"  # or "sm3", for a method that reads its accumulators
     index: int = 0  # place among the fits of the whole run
@@ -81,8 +82,10 @@ class Method:
 
 DENSE = Fit("dense", lr=1e-4)
 SPARSE = Fit("sparse", lr=4e-3)
+GATED = Fit("gated", lr=5e-4, penalty="penalty")
 _TOP = {"per_tensor": False}
 _REVISED = {**_TOP, "every": 20, "rate": 0.2, "total_steps": 0}
+_GATES = {**_TOP, "penalty": 42.0, "alpha_lr": 0.1}  # penalty: λ · m, so that it carries over; 1.25e-7 · 335M
 _SCORED = {**_TOP, "examples": 1024, "warmup": 50}
 _FISHER = {**_SCORED, "per": ("example", "batch")}
 
@@ -116,6 +119,10 @@ ROWS = (
     Method("spiel-ma", "the same with SM3, growing where its accumulators are largest; matrices only",
            "projection-based", (Choose("uniform"), Fit("spiel-ma", lr=2e-2, optimizer="sm3")), _REVISED,
            "Ansell et al. 2024", matrices=True),
+    Method("diff-pruning", "train all behind gates, keep the k largest, train those on", "projection-based",
+           (GATED, Choose("change", keep=True), SPARSE), {**_GATES, "structured": False}, "Guo et al. 2021"),
+    Method("diff-pruning-structured", "the same, with a gate for every tensor too", "projection-based",
+           (GATED, Choose("change", keep=True), SPARSE), {**_GATES, "structured": True}, "Guo et al. 2021"),
 )  # fmt: skip
 
 

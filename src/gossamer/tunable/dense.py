@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,11 +63,14 @@ class DenseLeaves:
         self.stack.lent = True
         self._away = {}
 
-    def add_l1_gradient(self, strength: float) -> None:
+    def add_penalty_gradient(self, strength: float) -> None:
         """Adds strength · sign(δ) to the gradients of the leaves."""
         for name, leaf in self.leaves.items():
             if leaf.grad is not None:
                 leaf.grad.add_(self.values(name).sign().to(leaf.dtype), alpha=strength)
+
+    def facts(self, m: int) -> dict[str, Any]:
+        return {}
 
     def detach(self) -> None:
         self.stack.lent = False

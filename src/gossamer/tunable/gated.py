@@ -15,7 +15,7 @@ and of the group, once a group; the paper multiplies them, over every weight. An
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -36,23 +36,34 @@ CHUNK = 1 << 20  # entries taken to float64 at once
 _KNOWN = 1 << 14  # entries of forwards remembered for gradient checkpointing: some dozens of forwards
 
 
+Uniform = Callable[[], tuple[Tensor, Tensor | None]]  # u of a weight's shape, and of its tensor's gate
+
+
 class Gate(torch.autograd.Function):
-    """θ0 + z·z_g·w of given uniform numbers; gradients go to w, α and α_g. Keeps z, one number a weight, till backward."""
+    """θ0 + z·z_g·w of uniform numbers that `uniform` gives, the same at every call; gradients go to w, α and α_g.
+
+    z is kept for the backward, not through `save_for_backward`: what gradient checkpointing computes again holds other
+    aliases than what it computed first, and counts what is saved.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any, weight: Tensor, w: Tensor, alpha: Tensor, gate: Tensor | None, u: Tensor, u_gate: Tensor | None
-    ) -> Tensor:
-        z = sample(u, alpha)
-        z_gate = None if gate is None or u_gate is None else sample(u_gate, gate)
-        ctx.save_for_backward(w, z, z_gate)
-        change = z * w if z_gate is None else (z * w).mul_(z_gate)
+    def forward(ctx: Any, weight: Tensor, w: Tensor, alpha: Tensor, gate: Tensor | None, uniform: Uniform) -> Tensor:
+        ctx.leaves, ctx.uniform, ctx.versions = (w, alpha, gate), uniform, (w._version, alpha._version)
+        ctx.z, ctx.z_gate = _sampled(alpha, gate, uniform)
+        change = ctx.z * w if ctx.z_gate is None else (ctx.z * w).mul_(ctx.z_gate)
         return change.add_(weight).to(weight.dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        w, z, z_gate = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        w, alpha, gate = ctx.leaves
+        if ctx.versions != (w._version, alpha._version):
+            raise BadPlan(
+                "gated leaves were changed between a forward and its backward (a step of the optimizer in between?); run "
+                "the backward before the step"
+            )
+        z, z_gate = (ctx.z, ctx.z_gate) if ctx.z is not None else _sampled(alpha, gate, ctx.uniform)
+        ctx.z = None  # the graph may live longer than it is needed; a second backward draws the same again
         g = (grads[0].to_dense() if grads[0].is_sparse else grads[0]).to(w.dtype)
         by_w = g * z
         by_gate = None if z_gate is None else (by_w * w).sum() * slope(z_gate)
@@ -60,7 +71,12 @@ class Gate(torch.autograd.Function):
         if z_gate is not None:
             by_w.mul_(z_gate)
             by_alpha.mul_(z_gate)
-        return None, by_w, by_alpha, by_gate, None, None
+        return None, by_w, by_alpha, by_gate, None
+
+
+def _sampled(alpha: Tensor, gate: Tensor | None, uniform: Uniform) -> tuple[Tensor, Tensor | None]:
+    u, u_gate = uniform()
+    return sample(u, alpha), None if gate is None or u_gate is None else sample(u_gate, gate)
 
 
 class GatedLeaves:
@@ -73,7 +89,8 @@ class GatedLeaves:
     def __init__(self, model: nn.Module, stack: Stack, wanted: Wanted) -> None:
         if wanted.start and wanted.start.terms:
             raise BadPlan("gated leaves begin at no change; they cannot start from a delta")
-        self.model, self.stack, self.alpha_lr = model, stack, float(wanted.options["alpha_lr"])
+        self.model, self.stack = model, stack
+        self.alpha_lr = float(wanted.options.get("alpha_lr", 0.1))
         self.w: dict[str, nn.Parameter] = {}
         self.alpha: dict[str, nn.Parameter] = {}
         self.gate: dict[str, nn.Parameter] = {}
@@ -82,7 +99,7 @@ class GatedLeaves:
             new = {"dtype": torch.promote_types(weight.dtype, torch.float32), "device": weight.device}
             self.w[name] = nn.Parameter(torch.zeros(weight.shape, **new))
             self.alpha[name] = nn.Parameter(torch.full(weight.shape, START, **new))
-            if wanted.options["structured"]:
+            if wanted.options.get("structured", False):
                 self.gate[name] = nn.Parameter(torch.tensor(START, **new))
         container = nn.Identity()  # a model that is a Sequential runs its children: this one changes nothing
         for kind, leaves in (("w", self.w), ("alpha", self.alpha), ("gate", self.gate)):
@@ -91,6 +108,7 @@ class GatedLeaves:
                 container.get_submodule(kind).register_parameter(name.replace(".", "/"), leaf)
         model.add_module(LEAVES, container)
         self.active = True
+        self._stream = {name: i for i, name in enumerate(self.w)}
         self._known: dict[tuple[int, int], int | None] = {}  # (module, state of the generator) → number of its forward
         self._settled: dict[str, tuple[Any, Tensor]] = {}  # θ at E[z], and of which leaves; in eval mode only
         self._steps = 0
@@ -147,10 +165,14 @@ class GatedLeaves:
     def _drawn(self, name: str, number: int) -> Tensor:
         """θ0 + z ∘ w of a forward."""
         weight, w, gate = self.stack.parameters[name], self.w[name], self.gate.get(name)
-        stream = torch.Generator(w.device).manual_seed(number + list(self.w).index(name))
-        u = torch.rand(w.shape, generator=stream, dtype=w.dtype, device=w.device)
-        u_gate = None if gate is None else torch.rand((), generator=stream, dtype=w.dtype, device=w.device)
-        return Gate.apply(weight.detach(), w, self.alpha[name], gate, u, u_gate)  # type: ignore[return-value]
+
+        def uniform() -> tuple[Tensor, Tensor | None]:
+            stream = torch.Generator(w.device).manual_seed(number + self._stream[name])
+            new: dict[str, Any] = {"generator": stream, "dtype": w.dtype, "device": w.device}
+            u = torch.rand(w.shape, **new)
+            return u, None if gate is None else torch.rand((), **new)
+
+        return Gate.apply(weight.detach(), w, self.alpha[name], gate, uniform)  # type: ignore[return-value]
 
     def _at_mean(self, name: str) -> Tensor:
         """θ0 + E[z] ∘ w, made once as long as nothing moves; where gradients are recorded, they go through E[z]."""
@@ -227,8 +249,8 @@ class GatedLeaves:
         return {name: Dense(self.change(name).cpu()) for name in self.w}
 
     @torch.no_grad()
-    def facts(self) -> dict[str, Any]:
-        """`natural_density`: the share of all weights that δ = z ∘ w is expected to change, E‖δ‖₀ / m.
+    def facts(self, m: int) -> dict[str, Any]:
+        """`natural_density`: the share of the m weights that δ = z ∘ w is expected to change, E‖δ‖₀ / m.
 
         Gates whose w is 0 (the row of a word that no example has) count as closed: they change nothing.
         """
@@ -236,7 +258,7 @@ class GatedLeaves:
         for name, alpha in self.alpha.items():
             gate = open_probability(self.gate[name]).double() if self.gate else 1.0
             expected += float((open_probability(alpha) * (self.w[name] != 0)).sum(dtype=torch.float64) * gate)
-        return {"natural_density": expected / sum(p.numel() for p in self.stack.parameters.values())}
+        return {"natural_density": expected / m}
 
     def extra(self) -> dict[str, Tensor]:
         return {}

@@ -16,6 +16,8 @@ from torch import Tensor
 L, R = -1.5, 1.5
 CUT = math.log(-L / R)  # α at which a gate is open half of the time
 _X0, _X1 = -L / (R - L), (1 - L) / (R - L)  # s at which z leaves 0, and reaches 1
+# log(D(x₁)/D(x₀)) = Σ_n (−1)ⁿ⁺¹ dⁿ (c₁ⁿ − c₀ⁿ)/n with c = 1 − 2x; the first term cancels 1/d in E[z], these are the next
+_SERIES = [(-1) ** (n + 1) * ((1 - 2 * _X1) ** n - (1 - 2 * _X0) ** n) / n for n in range(2, 11)]
 
 
 def sample(u: Tensor, alpha: Tensor) -> Tensor:
@@ -54,9 +56,9 @@ def mean(alpha: Tensor) -> Tensor:
     far = torch.where(near, 1.0, d)  # neither branch may divide by 0, nor its derivative
     ratio = (p * (1 - _X1) + q * _X1).log() - (p * (1 - _X0) + q * _X0).log()
     closed = p / far + (R - L) * p * q / far.square() * ratio
-    c0, c1 = 1 - 2 * _X0, 1 - 2 * _X1  # log(D(x₁)/D(x₀)) = Σ_n (−1)ⁿ⁺¹ dⁿ (c₁ⁿ − c₀ⁿ)/n, whose first term cancels 1/d
-    small = torch.where(near, d, 0.0)
-    terms = sum((-1) ** (n + 1) * (c1**n - c0**n) / n * small ** (n - 2) for n in range(2, 13))
+    small, terms = torch.where(near, d, 0.0), torch.zeros_like(d)
+    for coefficient in reversed(_SERIES):
+        terms = terms * small + coefficient
     series = 0.5 + d / 2 + (R - L) * p * q * terms
     return torch.where(near, series, closed)
 

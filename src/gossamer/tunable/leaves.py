@@ -37,8 +37,12 @@ class Leaves(Protocol):
         """The change so far, by name of the weight; values on the CPU, not shared with the leaves."""
         ...
 
-    def add_l1_gradient(self, strength: float) -> None:
-        """Adds strength · sign(δ) to the gradients of the leaves."""
+    def add_penalty_gradient(self, strength: float) -> None:
+        """Adds strength · ∂Ω to the gradients of the leaves; Ω is Σ|δ|, or what the leaves penalize in its place."""
+        ...
+
+    def facts(self, m: int) -> dict[str, Any]:
+        """What training found out besides the change and the delta should say, {} where there is nothing; plain JSON."""
         ...
 
     def extra(self) -> dict[str, Tensor]:
@@ -69,10 +73,3 @@ class Scheduled(Protocol):
     def begin(self, steps: int) -> None:
         """Is told the number of optimizer steps of the whole phase."""
         ...
-
-
-@runtime_checkable
-class Jumping(Protocol):
-    """Leaves whose support changes while they train."""
-
-    history: list[float]  # Jaccard similarity of successive supports

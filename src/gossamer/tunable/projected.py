@@ -9,6 +9,7 @@ makes training discontinuous, and this is how much the support jumps. The optimi
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +82,9 @@ class ProjectedLeaves(DenseLeaves):
                 indices = self.support[name].to(leaf.device)
                 projected[indices] = leaf.reshape(-1)[indices]
             self.stack.sites[name].write(projected)
+
+    def facts(self, m: int) -> dict[str, Any]:
+        return {"jaccard": list(self.history)}
 
     def extra(self) -> dict[str, Tensor]:
         found = {f"support:{name}": indices for name, indices in (self.support or {}).items()}

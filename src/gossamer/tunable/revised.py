@@ -140,6 +140,9 @@ class RevisedLeaves(SparseLeaves):
             if id(parameter) in mine and prefix + name in state:
                 state[prefix + name] = parameter.detach()
 
+    def facts(self, m: int) -> dict[str, Any]:
+        return {"jaccard": list(self.history)}
+
     def extra(self) -> dict[str, Tensor]:
         found = {f"support:{name}": indices for name, indices in self.support.items()}
         return {**found, "t": torch.tensor(self.t), "history": torch.tensor(self.history, dtype=torch.float64)}

@@ -137,11 +137,14 @@ class SparseLeaves:
     def load_extra(self, extra: Mapping[str, Tensor]) -> None:
         pass
 
-    def add_l1_gradient(self, strength: float) -> None:
+    def add_penalty_gradient(self, strength: float) -> None:
         """Adds strength · sign(δ) to the gradients of the leaves."""
         for leaf in self.leaves.values():
             if leaf.grad is not None:
                 leaf.grad.add_(leaf.detach().sign(), alpha=strength)
+
+    def facts(self, m: int) -> dict[str, Any]:
+        return {}
 
     def detach(self) -> None:
         for hook in self._hooks:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.optimizer import Optimizer
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from gossamer.delta.apply import Stack
 from gossamer.delta.base import check, matches, outer_parameters
@@ -18,7 +18,8 @@ from gossamer.delta.support import Support
 from gossamer.errors import BadPlan, Clash, Diverged
 from gossamer.tunable.child import ChildLeaves
 from gossamer.tunable.dense import DenseLeaves
-from gossamer.tunable.leaves import Jumping, Leaves, Scheduled, Wanted
+from gossamer.tunable.gated import GatedLeaves
+from gossamer.tunable.leaves import Leaves, Scheduled, Wanted
 from gossamer.tunable.mixout import MixoutLeaves
 from gossamer.tunable.projected import ProjectedLeaves
 from gossamer.tunable.revised import AccumulatorLeaves, GradientLeaves
@@ -27,6 +28,7 @@ from gossamer.tunable.sparse import SparseLeaves
 KINDS: dict[str, Callable[[nn.Module, Stack, Wanted], Leaves]] = {
     "dense": DenseLeaves,
     "sparse": SparseLeaves,
+    "gated": GatedLeaves,
     "mixout": MixoutLeaves,
     "child": ChildLeaves,
     "projected": ProjectedLeaves,
@@ -49,6 +51,7 @@ class Tuned:
             patterns of the parameters that make up the head, inside or outside the backbone.
         freeze: name patterns (relative to the backbone) of weights that are left alone.
         options, seed, k, revise: of the method, for leaves that have any (see `Wanted`).
+        penalty: strength · Ω / m is added to the loss, see `penalize`.
         about: provenance to write into the delta.
     """
 
@@ -66,6 +69,7 @@ class Tuned:
         seed: int = 0,
         k: int | None = None,
         revise: Callable[..., Support] | None = None,
+        penalty: float = 0.0,
         about: Mapping[str, Any] | None = None,
     ) -> None:
         stack = Stack.over(model)
@@ -96,6 +100,7 @@ class Tuned:
             names = [name for name in self.identity if not matches(name, freeze)]
             wanted = Wanted(names, support, start, options or {}, seed, k, revise)
             self.leaves = self._attach(kind or ("dense" if support is None else "sparse"), wanted)
+            self._penalty = self.penalize(penalty) if penalty else None
         except BaseException:
             self._release()
             raise
@@ -148,9 +153,7 @@ class Tuned:
         head = {name: p.detach().cpu().clone() for name, p in self.head.items()}
         if not all(bool(tensor.isfinite().all()) for tensor in head.values()):
             raise Diverged("training diverged: the head holds NaN or infinite values; lower the learning rate")
-        about = {**self.about, "m": self.m, "k": self.k}
-        if isinstance(self.leaves, Jumping):
-            about["jaccard"] = list(self.leaves.history)
+        about = {**self.about, **self.leaves.facts(self.m), "m": self.m, "k": self.k}
         return Delta.of(patches, base=self.identity, head=head, about=about).rounded(values)
 
     @contextmanager
@@ -168,18 +171,34 @@ class Tuned:
             self.leaves.wake()
 
     def l1(self, optimizer: Optimizer, strength: float) -> Any:
-        """Adds the L1 penalty strength · Σ|δ| / m: its gradient, once before each optimizer step, after clipping.
+        """Adds the L1 penalty strength · Σ|δ| / m to the steps of one optimizer; see `penalize`.
 
-        (Ansell et al. 2022. Not proximal; sign 0 = 0; unscaled by accumulation.) Returns the hook's handle.
+        (Ansell et al. 2022. Not proximal; sign 0 = 0.) Returns the hook's handle.
         """
-        if strength < 0:
-            raise BadPlan(f"l1={strength}: a penalty is not negative")
-        return optimizer.register_step_pre_hook(lambda *_: self.leaves.add_l1_gradient(strength / self.m))
+        _check_penalty(strength)
+        return optimizer.register_step_pre_hook(lambda *_: self.leaves.add_penalty_gradient(strength / self.m))
+
+    def penalize(self, strength: float) -> Any:
+        """Adds the penalty strength · Ω / m: its gradient, once before each step of whichever optimizer has the leaves.
+
+        Ω is Σ|δ|; of gated leaves the expected number of open gates. After clipping, unscaled by accumulation; the head
+        has none. Returns the hook's handle; detaching removes it.
+        """
+        _check_penalty(strength)
+        mine, strength = {id(leaf) for leaf in self.leaves.parameters()}, strength / self.m
+
+        def add(optimizer: Optimizer, *_: Any) -> None:
+            if any(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
+                self.leaves.add_penalty_gradient(strength)
+
+        return register_optimizer_step_pre_hook(add)
 
     def detach(self) -> None:
         """Takes everything off: base, head and `requires_grad` are as they were, bit for bit."""
         if self.open:
             self.open = False
+            if self._penalty is not None:
+                self._penalty.remove()
             self.leaves.detach()
             self._release()
 
@@ -192,6 +211,11 @@ class Tuned:
     def _check_open(self) -> None:
         if not self.open:
             raise BadPlan("this tuning is over: the base was restored on exit; call delta() inside the `with`")
+
+
+def _check_penalty(strength: float) -> None:
+    if strength < 0:
+        raise BadPlan(f"penalty {strength}: a penalty is not negative")
 
 
 def head_parameters(model: nn.Module, head: bool | Iterable[str]) -> dict[str, nn.Parameter]:
