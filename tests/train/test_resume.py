@@ -86,7 +86,7 @@ def killed_and_resumed(given: dict[str, Any], whole: gs.Delta, step: int, tmp_pa
     return resumed
 
 
-def test_a_choice_made_by_data_is_not_made_again(place: Path, tmp_path: Path) -> None:
+def test_a_killed_run_of_sam_resumes_too(place: Path, tmp_path: Path) -> None:
     options = {"curvature": "hutchinson", "warmup": 2}
     chosen = settings(place, method="sam", options=options, out=str(tmp_path / "delta.safetensors"))
     (tmp_path / "settings.json").write_text(json.dumps(chosen))
