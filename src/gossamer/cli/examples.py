@@ -25,6 +25,11 @@ EXAMPLES = {
         "gossamer methods",
         "gossamer methods --json",
     ),
+    "compare": (
+        "gossamer compare --base minilm --train train.csv --eval dev.csv --methods random,magnitude --seeds 2 --steps 20 --out two",
+        "gossamer compare --base minilm --train train.csv --eval dev.csv --test test.csv "
+        "--methods full,random,fisher,lt-sft:rounds=2 --seeds 3 --lr-grid x0.3,x1,x3 --epochs 1 --out four",
+    ),
     "demo": (
         "gossamer demo",
         "gossamer demo --quick --out quick-demo",

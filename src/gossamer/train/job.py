@@ -26,7 +26,7 @@ from gossamer.delta.store import atomic, load
 from gossamer.errors import BadData, BadPlan, Clash, Diverged
 from gossamer.tasks.infer import outputs
 from gossamer.tasks.pretrained import load_tokenizer
-from gossamer.tasks.readers import read
+from gossamer.tasks.readers import read, subset
 from gossamer.tasks.task import Task, plan_task, read_task
 from gossamer.train.callback import Progress
 from gossamer.train.config import FitConfig
@@ -86,7 +86,7 @@ def run_fit(config: FitConfig, *, progress: Progress | None = None, say: Say = l
     """
     began = time.monotonic()
     _claim(config)
-    table = read(config.train)
+    table = subset(read(config.train), config.train_limit)
     task = plan_task(config.task, table, fields=config.fields, label=config.label, metric=config.metric,
                      max_length=config.max_length)  # fmt: skip
     held_out = read(config.eval) if config.eval else None
