@@ -26,9 +26,9 @@ EXAMPLES = {
         "gossamer methods --json",
     ),
     "compare": (
-        "gossamer compare --base minilm --train train.csv --eval dev.csv --methods random,magnitude --seeds 2 --steps 20 --out two",
+        "gossamer compare --base minilm --train train.csv --eval dev.csv --methods random,fisher --seeds 2 --steps 9 --out two",
         "gossamer compare --base minilm --train train.csv --eval dev.csv --test test.csv "
-        "--methods full,random,fisher,lt-sft:rounds=2 --seeds 3 --lr-grid x0.3,x1,x3 --epochs 1 --out four",
+        "--methods full,random,lt-sft:rounds=2 --seeds 2 --lr-grid x1,x3 --epochs 1 --out three",
     ),
     "demo": (
         "gossamer demo",

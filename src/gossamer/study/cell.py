@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import shutil
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict
@@ -56,6 +57,8 @@ def run_cell(
     config: FitConfig,
     test: Table | None,
     *,
+    data: str,
+    base: str,
     keep: bool = False,
     progress: Progress | None = None,
     say: Say = lambda text: None,
@@ -63,16 +66,18 @@ def run_cell(
     """Runs a cell and returns its record; one that fails has `error` in place of scores.
 
     Args:
-        cell: its name.
+        cell, data, base: its name and the digests that it was made of.
         config: with an `out` of its own, and force on: what a killed run left there is dropped.
         test: data that are looked at once, after training; None scores the evaluation data alone.
         keep: leave the delta's file.
     """
-    record: Cell = {"cell": cell, "config": config.facts()}
+    record: Cell = {"cell": cell, "config": config.facts(), "data": data, "base": base}
     config.out.parent.mkdir(parents=True, exist_ok=True)
     try:
         with peak_memory() as peak:
+            began = time.process_time()
             result = run_fit(config, progress=progress, say=say)
+            cpu = time.process_time() - began  # of all threads: on a busy machine it says more than the clock
         record |= {"metric": result.metric, "eval": dict(result.scores), "eval_baseline": dict(result.baseline)}
         if test is not None:
             delta, bench = open_delta(config.out)
@@ -81,8 +86,8 @@ def run_cell(
             record |= {"test": dict(bench.score(delta, examples)), "test_baseline": dict(bench.task.baseline(examples))}
         about = result.delta.about
         record |= {"k": about["k"], "m": about["m"], "head": sum(t.numel() for t in result.delta.head.values()),
-                   "bytes": result.nbytes, "seconds": round(result.seconds, 2), "memory": peak.nbytes,
-                   "memory_how": peak.how}  # fmt: skip
+                   "bytes": result.nbytes, "seconds": round(result.seconds, 2), "cpu_seconds": round(cpu, 2),
+                   "memory": peak.nbytes, "memory_how": peak.how}  # fmt: skip
     except Exception as error:  # a cell that fails is a result too; the others still run
         record["error"] = f"{type(error).__name__}: {error}"
         if not isinstance(error, GossamerError):

@@ -178,10 +178,10 @@ def compare(planned: Plan, *, keep: bool = False, watch: Watch | None = None) ->
         config = config.model_copy(update={"out": config.out.with_name(f"{cell}.safetensors")})
         if watch:
             watch.cell(f"{entry.label}, rate {rate:g}, seed {seed}", len(entry.row.fits))
-        found = ledger.cells.get(cell)
-        fresh = found is None or "error" in found
+        found = ledger.cells.get(cell, {"error": "never run"})
+        fresh = "error" in found
         if fresh:
-            found = run_cell(cell, config, test, keep=keep, progress=watch)
+            found = run_cell(cell, config, test, data=data, base=base, keep=keep, progress=watch)
             ledger.append(found)
         if watch:
             watch.done(found, None if "error" in found else found["eval"][metric], fresh)

@@ -41,11 +41,13 @@ def summary(found: Comparison) -> Facts:
             "head": _common(cell["head"] for cell in done),
             "bytes": _mean(cell["bytes"] for cell in done),
             "seconds": _mean(cell["seconds"] for cell in done),
+            "cpu_seconds": _mean(cell["cpu_seconds"] for cell in done),
             "memory": max((cell["memory"] for cell in done if cell["memory"] is not None), default=None),
             "errors": [f"{label}, {where}: {cell['error']}" for where, cell in _cells(outcome) if "error" in cell],
         })  # fmt: skip
+    notes = [*found.notes, *_notes(found)]
     return {"metric": found.metric, "split": found.split, "seeds": list(found.seeds), "examples": dict(found.examples),
-            "majority": found.baseline, "least": found.least, "methods": rows, "notes": [*found.notes, *_notes(found)]}  # fmt: skip
+            "majority": found.baseline, "least": found.least, "methods": rows, "notes": notes}  # fmt: skip
 
 
 def complete(facts: Facts) -> bool:
@@ -69,14 +71,14 @@ def score_table(facts: Facts) -> Rows:
 
 
 def cost_table(facts: Facts) -> Rows:
-    """What each method trains, stores and takes: rate, weights, file, time, memory."""
+    """What each method trains, stores and takes: rate, weights, file, time (of the clock, of all threads), memory."""
     rows = [
         [row["method"], "failed" if row["rate"] is None else f"{row['rate']:g}",
          "" if row["weights"] is None else f"{row['weights']:,.0f}", _mega(row["bytes"]),
-         "" if row["seconds"] is None else f"{row['seconds']:.1f}", _mega(row["memory"])]
+         *("" if row[name] is None else f"{row[name]:.1f}" for name in ("seconds", "cpu_seconds")), _mega(row["memory"])]
         for row in facts["methods"]
     ]  # fmt: skip
-    return ["method", "tuned rate", "trained weights", "file, MB", "seconds", "peak memory, MB"], rows
+    return ["method", "tuned rate", "trained weights", "file, MB", "seconds", "CPU seconds", "peak memory, MB"], rows
 
 
 def markdown(facts: Facts) -> str:

@@ -168,7 +168,7 @@ def training_arguments(config: FitConfig, phase: Fit, *, evaluate: bool, metric:
         lr_scheduler_type=phase.schedule,
         warmup_steps=phase.warmup,
         per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=64,
+        per_device_eval_batch_size=16,  # as in training, so that evaluation is not what sets the peak of memory
         gradient_accumulation_steps=config.accumulate,
         weight_decay=0.0 if full else config.weight_decay,  # dense decay would bias the choice to large weights
         max_grad_norm=config.clip,
