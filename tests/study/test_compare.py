@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pytest import MonkeyPatch
 
 from gossamer.delta.store import load
 from gossamer.errors import BadData, BadPlan, Clash
@@ -173,7 +172,7 @@ def test_killed_in_mid_cell(place: Path, tmp_path: Path) -> None:
     assert not any((tmp_path / "cells").iterdir())
 
 
-def test_a_failed_cell_is_told_and_tried_again(place: Path, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
+def test_a_failed_cell_is_told_and_tried_again(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = run_fit
 
     def broken(config: FitConfig, **more: Any) -> Any:
@@ -189,6 +188,7 @@ def test_a_failed_cell_is_told_and_tried_again(place: Path, tmp_path: Path, monk
     assert len(random["errors"]) == 1
     assert "out of memory" in lt_sft["errors"][0]
     assert not complete(facts)
+    assert all(cell["traceback"][-1].endswith(" broken") for cell in lines(tmp_path) if "error" in cell)
     assert watch.total == 5, "a method without a rate has no further seeds"
     assert "failed: lt-sft, rate 0.004: RuntimeError: out of memory" in markdown(facts)
     monkeypatch.undo()
@@ -204,7 +204,7 @@ def test_one_writer(place: Path, tmp_path: Path) -> None:
         run(place, tmp_path)
 
 
-def test_every_mistake_before_any_training(place: Path, tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
+def test_every_mistake_before_any_training(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "taken").write_text("")
     with pytest.raises(BadPlan) as caught:
         plan({"train": "nothing.jsonl", "density": 3, "k": 5, "steps": 0}, methods="magic,random:colour=1,full", seeds=0,
@@ -248,7 +248,7 @@ def test_peak_memory() -> None:
         assert after.nbytes < 50e6, "an earlier peak does not count"
 
 
-def test_where_the_peak_cannot_be_reset(monkeypatch: MonkeyPatch) -> None:
+def test_where_the_peak_cannot_be_reset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gossamer.study.memory._reset", lambda: False)
     with peak_memory() as peak:
         pass

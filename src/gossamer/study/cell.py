@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -91,7 +92,8 @@ def run_cell(
     except Exception as error:  # a cell that fails is a result too; the others still run
         record["error"] = f"{type(error).__name__}: {error}"
         if not isinstance(error, GossamerError):
-            record["traceback"] = traceback.format_exc()
+            frames = traceback.extract_tb(error.__traceback__)  # without folders, which name a machine
+            record["traceback"] = [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames]
         shutil.rmtree(config.partial, ignore_errors=True)
     if not keep:
         config.out.unlink(missing_ok=True)
