@@ -177,7 +177,9 @@ def compare(planned: Plan, *, keep: bool = False, watch: Watch | None = None) ->
         cell = name(config, data, base)
         config = config.model_copy(update={"out": config.out.with_name(f"{cell}.safetensors")})
         if watch:
-            watch.cell(f"{entry.label}, rate {rate:g}, seed {seed}", len(entry.row.fits))
+            watch.cell(
+                f"{entry.label}, rate {rate:g}, seed {seed}", len(entry.row.fits) * entry.options.get("rounds", 1)
+            )
         found = ledger.cells.get(cell, {"error": "never run"})
         fresh = "error" in found
         if fresh:
