@@ -25,6 +25,11 @@ EXAMPLES = {
         "gossamer methods",
         "gossamer methods --json",
     ),
+    "compare": (
+        "gossamer compare --base minilm --train train.csv --eval dev.csv --methods random,fisher --seeds 2 --steps 9 --out two",
+        "gossamer compare --base minilm --train train.csv --eval dev.csv --test test.csv "
+        "--methods full,random,lt-sft:rounds=2 --seeds 2 --lr-grid x1,x3 --epochs 1 --out three",
+    ),
     "demo": (
         "gossamer demo",
         "gossamer demo --quick --out quick-demo",

@@ -16,6 +16,7 @@ def fit(
     base: str | None = None,
     train: str | None = None,
     eval: str | None = None,
+    train_limit: int | None = None,
     out: Path | None = None,
     task: str | None = None,
     fields: str | None = None,
@@ -61,6 +62,8 @@ def fit(
         Training data: .csv, .tsv, .jsonl, .json, .parquet, or name:split of the Hub.
     eval
         Held-out data: scores after training, and the best epoch is kept.
+    train_limit
+        Train on this many examples only: the first of one fixed shuffle, so that smaller sets lie in larger ones.
     out
         The delta's file, ending in .safetensors.
     task

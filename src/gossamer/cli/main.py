@@ -53,6 +53,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
         complain.print(f"[bold red]gossamer:[/] {escape(str(error))}; is there space, and may it be written?")
         return 1
     except KeyboardInterrupt:
-        complain.print("stopped; go on with the same command and --resume")
+        complain.print("stopped; go on with the same command (fit: with --resume)")
         return 130
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import random
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,20 @@ def read(source: str) -> Table:
 def size(table: Table) -> int:
     """Number of rows."""
     return len(next(iter(table.values()), []))
+
+
+def subset(table: Table, limit: int | None) -> Table:
+    """The first `limit` rows of one fixed shuffle, so that smaller subsets lie in larger ones; None: the table itself.
+
+    >>> few, more = subset({"text": list("abcde")}, 2), subset({"text": list("abcde")}, 4)
+    >>> few["text"] == more["text"][:2]
+    True
+    """
+    if limit is None:
+        return table
+    order = list(range(size(table)))
+    random.Random(0).shuffle(order)
+    return {name: [values[i] for i in order[:limit]] for name, values in table.items()}
 
 
 def _read_file(path: Path) -> Table:

@@ -24,6 +24,7 @@ class FitConfig(BaseModel):
     train: str
     out: Path
     eval: str | None = None
+    train_limit: int | None = Field(default=None, ge=1)
     task: str = "classify"
     fields: tuple[str, ...] | None = None
     label: str | None = None

@@ -26,7 +26,7 @@ from gossamer.delta.store import atomic, load
 from gossamer.errors import BadData, BadPlan, Clash, Diverged
 from gossamer.tasks.infer import outputs
 from gossamer.tasks.pretrained import load_tokenizer
-from gossamer.tasks.readers import read
+from gossamer.tasks.readers import read, subset
 from gossamer.tasks.task import Task, plan_task, read_task
 from gossamer.train.callback import Progress
 from gossamer.train.config import FitConfig
@@ -87,7 +87,7 @@ def run_fit(config: FitConfig, *, progress: Progress | None = None, say: Say = l
     """
     began = time.monotonic()
     _claim(config)
-    table = read(config.train)
+    table = subset(read(config.train), config.train_limit)
     task = plan_task(config.task, table, fields=config.fields, label=config.label, metric=config.metric,
                      max_length=config.max_length)  # fmt: skip
     held_out = read(config.eval) if config.eval else None
@@ -181,7 +181,7 @@ def training_arguments(config: FitConfig, phase: Fit, *, evaluate: bool, metric:
         lr_scheduler_type=phase.schedule,
         warmup_steps=phase.warmup,
         per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=64,
+        per_device_eval_batch_size=16,  # as in training, so that evaluation is not what sets the peak of memory
         gradient_accumulation_steps=config.accumulate,
         weight_decay=0.0 if full else config.weight_decay,  # dense decay would bias the choice to large weights
         max_grad_norm=config.clip,

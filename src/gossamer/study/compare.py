@@ -1,0 +1,224 @@
+"""Compares methods on one data set: equal k, paired seeds, as many learning-rate trials for each.
+
+    rate(A) = argmax over the grid of the evaluation score of A at the first seed
+    s_A(i)  = test score of A at rate(A) and seed i, for every seed; the trial that won is the first of them
+
+Seed i means one head, one data order, one dropout and one random choice for every method. Evaluation data choose rate
+and epoch; test data are scored once a cell and never chosen by. Without test data the evaluation scores are the final
+ones, and are too high for having been chosen by.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from gossamer.delta.apply import Stack
+from gossamer.errors import BadData, BadPlan
+from gossamer.study.cell import digest, name, run_cell
+from gossamer.study.grid import Entry, Rates, distinct, read_entries, read_rates
+from gossamer.study.ledger import Cell, Ledger
+from gossamer.tasks.readers import Table, read, subset
+from gossamer.tasks.task import plan_task
+from gossamer.train.callback import Progress
+from gossamer.train.config import FitConfig, gather
+from gossamer.train.job import Bench
+from gossamer.train.plan import budget
+from gossamer.train.tune import count
+
+
+class Watch(Progress, Protocol):
+    """Who wants to know how far a comparison is."""
+
+    def start(self, cells: int) -> None: ...
+
+    def cell(self, title: str, fits: int) -> None: ...
+
+    def done(self, cell: Cell, score: float | None, fresh: bool) -> None: ...
+
+    def skip(self, cells: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one method: its trials at the first seed by rate, the rate that won, its final cells by seed."""
+
+    entry: Entry
+    trials: Mapping[float, Cell]
+    rate: float | None  # None: every trial failed
+    finals: Mapping[int, Cell]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All outcomes. `split` is where the final scores come from: "test", or "eval" without test data."""
+
+    outcomes: list[Outcome]
+    metric: str
+    split: str
+    seeds: range
+    baseline: float
+    examples: Mapping[str, int]
+    least: float
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison that has been checked."""
+
+    settings: Mapping[str, Any]
+    entries: list[Entry]
+    rates: Rates
+    seeds: range
+    tables: Mapping[str, Table | None]
+    least: float
+    notes: list[str]
+    out: Path
+
+    def config(self, entry: Entry, rate: float, seed: int) -> FitConfig:
+        return _config(self.settings, entry, rate, seed, self.out / "cells" / "cell.safetensors")
+
+
+def plan(
+    settings: Mapping[str, Any],
+    *,
+    methods: str,
+    out: Path,
+    seeds: int = 3,
+    lr_grid: str = "x0.3,x1,x3",
+    test: str | None = None,
+    every: bool = False,
+    least: float = 0.0,
+) -> Plan:
+    """Checks all settings of a comparison together.
+
+    Args:
+        settings: of `FitConfig`, for all methods: base, train, eval, density or k, epochs, …; None means the default.
+        methods, lr_grid: see `study.grid`.
+        out: the directory of the comparison.
+        seeds: how many, from 0.
+        test: data for the final scores.
+        every: also methods that choose the support of another one.
+        least: the smallest difference that is claimed; an interval wholly below it refutes the claim.
+
+    Raises:
+        BadPlan: with every mistake, each on a line of its own.
+    """
+    told = {name: value for name, value in settings.items() if value is not None}
+    entries, mistakes = read_entries(methods)
+    rates = Rates((1.0,), True)
+    try:
+        rates = read_rates(lr_grid)
+    except BadPlan as error:
+        mistakes.append(str(error))
+    if seeds < 1:
+        mistakes.append(f"seeds={seeds}: expected 1 or more, and 2 or more for an interval")
+    if out.exists() and not out.is_dir():
+        mistakes.append(f"out={out} is a file; a comparison needs a directory")
+    if not (math.isfinite(least) and least >= 0):
+        mistakes.append(f"least={least}: a claimed difference is 0 or more")
+    sized = {"density", "k"} & told.keys()
+    if sized and entries and not any(entry.row.counted for entry in entries):
+        mistakes.append(f"none of the methods takes {' or '.join(sorted(sized))}: each trains a fixed set of weights")
+    if "eval" not in told:
+        mistakes.append("eval is missing: held-out data choose each method's learning rate")
+    for entry in entries or [None]:
+        try:
+            _config(told, entry, rates.of(entry.row)[0] if entry else None, 0, out / "cells" / "cell.safetensors")
+        except BadPlan as error:
+            mistakes += [line.removeprefix("  · ") for line in str(error).splitlines()[1:]]
+    tables: dict[str, Table | None] = {"train": None, "eval": None, "test": None}
+    for part, source in {"train": told.get("train"), "eval": told.get("eval"), "test": test}.items():
+        if source is not None:
+            try:
+                tables[part] = read(source)
+            except BadData as error:
+                mistakes.append(f"{part}: {error}")
+    if mistakes:
+        told_once = "\n".join(f"  · {mistake}" for mistake in dict.fromkeys(mistakes))
+        raise BadPlan(f"the comparison has mistakes:\n{told_once}")
+    assert tables["train"] is not None
+    tables["train"] = subset(tables["train"], told.get("train_limit"))
+    kept, notes = (entries, []) if every else distinct(entries)
+    if seeds == 1:
+        notes.append("one seed: no spread and no interval; give --seeds 2 or more")
+    return Plan(told, kept, rates, range(seeds), tables, least, notes, out)
+
+
+def compare(planned: Plan, *, keep: bool = False, watch: Watch | None = None) -> Comparison:
+    """Runs the cells that `out` does not hold yet. To be killed and started again at any time.
+
+    Raises:
+        BadData, BadPlan: data or k that do not fit the base; before any training.
+        Clash: another process is writing to the same directory.
+    """
+    first = planned.config(planned.entries[0], 1.0, 0)
+    train, held, test = (planned.tables[part] for part in ("train", "eval", "test"))
+    assert train is not None and held is not None
+    task = plan_task(first.task, train, fields=first.fields, label=first.label, metric=first.metric,
+                     max_length=first.max_length)  # fmt: skip
+    bench = Bench.set_up(task, first.base)
+    encoded = {part: task.encode(bench.tokenizer, table) for part, table in planned.tables.items() if table is not None}
+    for entry in planned.entries:
+        of = planned.config(entry, 1.0, 0)
+        budget(entry.row, count(bench.model, bench.head), of.density, of.k)
+    base = digest([(n, sorted(record.digests.items())) for n, record in Stack.over(bench.model).identity().items()])
+    split = "test" if test is not None else "eval"
+    baseline, metric, data = task.baseline(encoded[split])[task.metric], task.metric, digest(train, held, test)
+    examples = {part: len(found) for part, found in encoded.items()}
+    del bench, encoded  # so that they do not count in the memory of the cells
+
+    def get(entry: Entry, rate: float, seed: int) -> Cell:
+        config = planned.config(entry, rate, seed)
+        cell = name(config, data, base)
+        config = config.model_copy(update={"out": config.out.with_name(f"{cell}.safetensors")})
+        if watch:
+            watch.cell(
+                f"{entry.label}, rate {rate:g}, seed {seed}", len(entry.row.fits) * entry.options.get("rounds", 1)
+            )
+        found = ledger.cells.get(cell, {"error": "never run"})
+        fresh = "error" in found
+        if fresh:
+            found = run_cell(cell, config, test, data=data, base=base, keep=keep, progress=watch)
+            ledger.append(found)
+        if watch:
+            watch.done(found, None if "error" in found else found["eval"][metric], fresh)
+        return found
+
+    outcomes = []
+    with Ledger(planned.out / "cells.jsonl").open() as ledger:
+        trials_each, seeds = len(planned.rates.values), planned.seeds
+        if watch:
+            watch.start(len(planned.entries) * (trials_each + len(seeds) - 1))
+        for entry in planned.entries:
+            trials = {rate: get(entry, rate, seeds[0]) for rate in planned.rates.of(entry.row)}
+            rate = _best(entry, trials, metric)
+            if rate is None:
+                if watch:
+                    watch.skip(len(seeds) - 1)
+                outcomes.append(Outcome(entry, trials, None, {}))
+                continue
+            finals = {seed: trials[rate] if seed == seeds[0] else get(entry, rate, seed) for seed in seeds}
+            outcomes.append(Outcome(entry, trials, rate, finals))
+    return Comparison(outcomes, metric, split, planned.seeds, baseline, examples, planned.least,
+                      list(planned.notes))  # fmt: skip
+
+
+def _best(entry: Entry, trials: Mapping[float, Cell], metric: str) -> float | None:
+    """The rate with the best evaluation score; among equals the one nearest to the row's default, then the smaller."""
+    usual = entry.row.fits[-1].lr
+    good = [rate for rate, cell in trials.items() if "error" not in cell]
+    return min(good, key=lambda r: (-trials[r]["eval"][metric], abs(math.log(r / usual)), r), default=None)
+
+
+def _config(settings: Mapping[str, Any], entry: Entry | None, rate: float | None, seed: int, out: Path) -> FitConfig:
+    flags = {**settings, "out": out, "seed": seed, "lr": rate, "force": True}
+    if entry is not None:
+        if not entry.row.counted:
+            flags = {name: value for name, value in flags.items() if name not in ("density", "k")}
+        flags |= {"method": entry.row.name, "options": entry.options, **entry.settings}
+    return gather(None, flags)
