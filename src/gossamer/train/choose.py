@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -42,13 +41,6 @@ def maskable(model: nn.Module, head: bool | Patterns, exclude: Patterns) -> dict
     if not found:
         raise BadPlan(f"exclude={list(exclude)} leaves no weight to train")
     return found
-
-
-def norm_names(model: nn.Module) -> list[str]:
-    """Names of the parameters of normalization layers: modules whose class is called …Norm, or …Norm1d and so on."""
-    names = {id(p): n for n, p in base_parameters(model).items()}
-    layers = (m for m in model.modules() if re.search(r"Norm(\dd)?$", type(m).__name__))
-    return sorted({names[id(p)] for layer in layers for p in layer.parameters(recurse=False) if id(p) in names})
 
 
 def choose(

@@ -32,9 +32,10 @@ from gossamer.errors import BadPlan
 from gossamer.select.change import change
 from gossamer.select.scoring import Batch, Loss
 from gossamer.train.checkpoint import Facts, latest, unseal
-from gossamer.train.choose import Patterns, choose, listed, maskable, norm_names
+from gossamer.train.choose import Patterns, choose, listed, maskable
 from gossamer.train.plan import Choose, Fit, Phase, budget, row_of, settle
 from gossamer.train.tune import beneath, count
+from gossamer.tunable.places import norm_names
 from gossamer.tunable.tuned import Tuned, head_parameters
 
 Factory = Callable[..., Any]  # model[, phase] → an object with .train()

@@ -69,6 +69,7 @@ class Method:
 
 DENSE = Fit("dense", lr=1e-4)
 SPARSE = Fit("sparse", lr=4e-3)
+_ADDED = {"bottleneck": 16, "places": (), "level": 0, "invertible": False, "norms": False}
 _TOP = {"per_tensor": False}
 _SCORED = {**_TOP, "examples": 1024, "warmup": 50}
 
@@ -85,6 +86,12 @@ ROWS = (
            "Sung et al. 2021; Xu et al. 2021"),
     Method("lt-sft", "train all, keep the k that moved most, rewind, train those", "projection-based",
            (DENSE, Choose("change"), SPARSE), {**_TOP, "rounds": 1, "l1": 0.0}, "Ansell et al. 2022", skip_norms=True),
+    Method("houlsby", "bottlenecks behind attention and feed-forward", "added modules", (Fit("houlsby", lr=1e-3),),
+           {**_ADDED, "activation": "gelu"}, "Houlsby et al. 2019; He et al. 2021", counted=False),
+    Method("pfeiffer", "bottlenecks behind the feed-forward", "added modules", (Fit("pfeiffer", lr=1e-3),),
+           {**_ADDED, "activation": "relu"}, "Pfeiffer et al. 2021", counted=False),
+    Method("lora", "low-rank changes of linear layers, (α/r)·B·A", "added modules", (Fit("lora", lr=1e-3),),
+           {"r": 8, "alpha": 16.0, "targets": ()}, "Hu et al. 2022", counted=False),
 )  # fmt: skip
 
 
@@ -113,11 +120,18 @@ def settle(row: Method, given: dict[str, Any]) -> dict[str, Any]:
 def _settled(row: Method, name: str, value: Any) -> Any:
     """The value of an option, of its default's kind and in range."""
     default = row.options[name]
-    least = {"rounds": 1, "examples": 1}.get(name, 0)
+    least = {"rounds": 1, "examples": 1, "bottleneck": 1, "r": 1}.get(name, 0)
+    if isinstance(default, tuple):
+        value = [value] if isinstance(value, str) else value
+        if not isinstance(value, list | tuple) or not all(isinstance(pattern, str) and pattern for pattern in value):
+            raise BadPlan(f"{row.name}: {name}={value!r}; expected a name pattern, or a list of them")
+        return list(value)
     if isinstance(default, bool):
         good, expected = isinstance(value, bool), "true or false"
     elif isinstance(default, int):
         good, expected = type(value) is int and value >= least, f"a whole number, {least} or more"
+    elif isinstance(default, str):
+        good, expected = isinstance(value, str), f"a name such as {default!r}"
     else:
         good = type(value) in (int, float) and math.isfinite(value) and value >= least
         expected = f"a number, {least} or more"

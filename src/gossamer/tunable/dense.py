@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from gossamer.delta.apply import Stack
 from gossamer.delta.patch import Dense, Patch, round_once
-from gossamer.tunable.leaves import Wanted
+from gossamer.tunable.leaves import Leaves, Wanted
 
 
-class DenseLeaves:
+class DenseLeaves(Leaves):
     """The base's own parameters as leaves. The optimizer writes them; the stack keeps the base and restores it."""
 
     def __init__(self, model: nn.Module, stack: Stack, wanted: Wanted) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from gossamer.delta.delta import Delta
+from gossamer.delta.graft import Graft
 from gossamer.delta.patch import Patch
 from gossamer.delta.support import Support
 
@@ -34,6 +35,10 @@ class Leaves(Protocol):
     def patches(self) -> dict[str, Patch]:
         """The change so far, by name of the weight; values on the CPU, not shared with the leaves."""
         ...
+
+    def grafts(self) -> tuple[Graft, ...]:
+        """The added modules so far, values as those of `patches`; none by default."""
+        return ()
 
     def add_l1_gradient(self, strength: float) -> None:
         """Adds strength · sign(δ) to the gradients of the leaves."""

@@ -20,7 +20,7 @@ from gossamer.delta.base import LEAVES
 from gossamer.delta.delta import Delta
 from gossamer.delta.patch import Patch, Sparse
 from gossamer.errors import BadPlan
-from gossamer.tunable.leaves import Wanted
+from gossamer.tunable.leaves import Leaves, Wanted
 
 Place = tuple[nn.Module, str, str]  # owner, attribute, name of the weight
 
@@ -63,7 +63,7 @@ class Frame(NamedTuple):
     undo: list[tuple[nn.Module, str, Any, bool | None]]  # owner, attribute, what was there, Embedding.sparse
 
 
-class SparseLeaves:
+class SparseLeaves(Leaves):
     """Attaches k leaves to a model; `layer` is what they add to the base, through the one writer."""
 
     def __init__(self, model: nn.Module, stack: Stack, wanted: Wanted) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,16 +12,25 @@ from torch import nn
 from torch.optim.optimizer import Optimizer
 
 from gossamer.delta.apply import Stack
+from gossamer.delta.attach import Scion
 from gossamer.delta.base import check, matches, outer_parameters
 from gossamer.delta.delta import Delta
 from gossamer.delta.snapshot import Snapshot
 from gossamer.delta.support import Support
 from gossamer.errors import BadPlan, Clash, Diverged
+from gossamer.tunable.bottleneck import BottleneckLeaves
 from gossamer.tunable.dense import DenseLeaves
 from gossamer.tunable.leaves import Leaves, Wanted
+from gossamer.tunable.lora import LoraLeaves
 from gossamer.tunable.sparse import SparseLeaves
 
-KINDS: dict[str, Callable[[nn.Module, Stack, Wanted], Leaves]] = {"dense": DenseLeaves, "sparse": SparseLeaves}
+KINDS: dict[str, Callable[[nn.Module, Stack, Wanted], Leaves]] = {
+    "dense": DenseLeaves,
+    "sparse": SparseLeaves,
+    "houlsby": partial(BottleneckLeaves, behind="both"),
+    "pfeiffer": partial(BottleneckLeaves, behind="feedforward"),
+    "lora": LoraLeaves,
+}
 
 
 class Tuned:
@@ -62,6 +72,7 @@ class Tuned:
         self._on = dict(on.terms) if on else {}
         if on:
             check(on.base, self.identity, on.terms)
+            stack.grafts.check(model, on.grafts)
         for name, module in model.named_modules():
             if isinstance(module, nn.Embedding) and module.max_norm is not None:
                 raise BadPlan(
@@ -69,6 +80,7 @@ class Tuned:
                 )
         self._before = Snapshot(model, self.head.values())
         stack.push(self._on)
+        stack.grafts.put(model, [Scion(graft) for graft in on.grafts] if on else [])
         stack.tuned = True
         try:
             for parameter in model.parameters():
@@ -125,11 +137,18 @@ class Tuned:
         for name, patch in patches.items():
             if not patch.finite:
                 raise Diverged(f"training diverged: {name!r} holds NaN or infinite values; lower the learning rate")
+        grafts = self.leaves.grafts()
+        for graft in grafts:
+            if not graft.finite:
+                raise Diverged(
+                    f"training diverged: the module added at {graft.place!r} holds NaN or infinite values; lower the "
+                    "learning rate"
+                )
         head = {name: p.detach().cpu().clone() for name, p in self.head.items()}
         if not all(bool(tensor.isfinite().all()) for tensor in head.values()):
             raise Diverged("training diverged: the head holds NaN or infinite values; lower the learning rate")
         about = {**self.about, "m": self.m, "k": self.k}
-        return Delta.of(patches, base=self.identity, head=head, about=about).rounded(values)
+        return Delta.of(patches, base=self.identity, head=head, about=about, grafts=grafts).rounded(values)
 
     @contextmanager
     def disabled(self) -> Iterator[nn.Module]:
@@ -163,6 +182,7 @@ class Tuned:
 
     def _release(self) -> None:
         self.stack.tuned = self.stack.lent = False
+        self.stack.grafts.clear()
         for layer in reversed(self.stack.layers):
             self.stack.pop(layer)
         self._before.restore()
