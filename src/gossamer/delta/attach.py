@@ -102,9 +102,15 @@ class Grafted:
                 bed.hook.remove()
                 del self.beds[site]
 
-    def clear(self) -> None:
-        """Takes all off."""
-        self.take([scion for bed in self.beds.values() for scion in bed.scions])
+    def clear(self) -> list[Scion]:
+        """Takes all off, and says what that was."""
+        scions = {id(scion): scion for bed in self.beds.values() for scion in bed.scions}
+        self.take(scions.values())
+        return list(scions.values())
+
+    def replant(self, model: nn.Module) -> None:
+        """Follows a model some of whose modules were replaced by others of the same name."""
+        self.put(model, self.clear())
 
 
 def sites(model: nn.Module, graft: Graft) -> list[tuple[nn.Module, bool]]:

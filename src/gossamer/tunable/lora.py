@@ -30,7 +30,7 @@ class LoraLeaves(Leaves):
     def __init__(self, model: nn.Module, stack: Stack, wanted: Wanted) -> None:
         if wanted.start and wanted.start.terms:
             raise BadPlan("LoRA starts at B = 0 and cannot start from a delta's values; apply them underneath with on=")
-        self.bottom = backbone(model)
+        self.model, self.stack, self.bottom = model, stack, backbone(model)
         targets = _targets(model, wanted)
         self.originals = {name: self.bottom.get_submodule(name) for name in targets.values()}
         self.weights = {name: weight for weight, name in targets.items()}  # layer → its weight's name
@@ -44,6 +44,7 @@ class LoraLeaves(Leaves):
             dtype = torch.promote_types(stack.parameters[self.weights[name]].dtype, torch.float32)
             for matrix in self._matrices(layer):
                 matrix.data = matrix.data.to(dtype)
+        stack.grafts.replant(model)  # a module added behind a linear layer takes what LoRA gives, too
 
     @staticmethod
     def _matrices(layer: Any) -> tuple[nn.Parameter, nn.Parameter]:
@@ -87,6 +88,7 @@ class LoraLeaves(Leaves):
             setattr(self.bottom.get_submodule(parent), child, original)
         if "peft_config" in vars(self.bottom):  # peft leaves its configuration on what it changes
             del self.bottom.peft_config
+        self.stack.grafts.replant(self.model)
 
 
 def _targets(model: nn.Module, wanted: Wanted) -> dict[str, str]:
