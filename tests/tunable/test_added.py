@@ -113,13 +113,15 @@ def test_seeds(method: str) -> None:
 def test_checkpointing_accumulation_clipping_and_autocast(method: str) -> None:
     train = data("bert")
 
-    def gradients(checkpointing: bool, autocast: bool = False) -> list[torch.Tensor]:
+    def gradients(reentrant: bool | None, autocast: bool = False) -> list[torch.Tensor]:
         model = build("bert").train()
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-        if checkpointing:
-            model.activation_checkpointing_enable({"use_reentrant": False})
+        if reentrant is not None:
+            model.activation_checkpointing_enable({"use_reentrant": reentrant})
+        if reentrant:
+            model.enable_input_require_grads()
         with gs.tune(model, method) as tuned, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             for batch in train:
                 model(**batch).loss.backward()
@@ -127,10 +129,11 @@ def test_checkpointing_accumulation_clipping_and_autocast(method: str) -> None:
             assert float(nn.utils.clip_grad_norm_(found, 1e-3)) > 0
             return [p.grad.clone() for p in found if p.grad is not None]
 
-    plain = gradients(False)
-    for a, b in zip(plain, gradients(True), strict=True):
-        torch.testing.assert_close(a, b)
-    for a, b in zip(plain, gradients(False, autocast=True), strict=True):
+    plain = gradients(None)
+    for reentrant in (False, True):
+        for a, b in zip(plain, gradients(reentrant), strict=True):
+            torch.testing.assert_close(a, b)
+    for a, b in zip(plain, gradients(None, autocast=True), strict=True):
         assert b.dtype == torch.float32
         assert b.isfinite().all()
         assert a.shape == b.shape
