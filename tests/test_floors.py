@@ -55,7 +55,9 @@ def test_imports_go_strictly_downward(path):
         top, *below = module.split(".")
         if here in LEAN:
             more = LAZY.get(path.relative_to(SRC / "gossamer").as_posix(), set())
-            assert top in LEAN_IMPORTS | more, f"{path}:{line}: {here} needs torch, numpy and safetensors only, not {top}"
+            assert top in LEAN_IMPORTS | more, (
+                f"{path}:{line}: {here} needs torch, numpy and safetensors only, not {top}"
+            )
         if top != "gossamer":
             continue
         leaf = SRC.joinpath(*module.split(".")).with_suffix(".py")

@@ -472,9 +472,9 @@ def test_provenance_must_be_plain_json(tmp_path, about):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_diverged_delta_is_not_written(tmp_path, value):
+    bad = Graft("p", {part: torch.full(shape, value) for part, shape in shapes("bottleneck", 2, 1).items()})
     for delta in (Delta.of({"w": Dense(torch.tensor([1.0, value]))}), Delta({}, head={"h": torch.tensor([value])}),
-                  1e39 * Delta.of({"w": Dense(torch.ones(2))}),
-                  Delta({}, grafts=(Graft("p", {n: torch.full(s, value) for n, s in shapes("bottleneck", 2, 1).items()}),))):  # fmt: skip
+                  1e39 * Delta.of({"w": Dense(torch.ones(2))}), Delta({}, grafts=(bad,))):  # fmt: skip
         with pytest.raises(BadPlan, match="NaN or infinite"):
             delta.save(tmp_path / "d.safetensors")
     assert list(tmp_path.iterdir()) == []

@@ -70,7 +70,7 @@ def test_a_base_that_does_not_fit_is_refused_untouched(bad: Graft) -> None:
     model = classifier()
     before = bits(model)
     change = Delta.of({"pooler.dense.bias": Sparse((16,), torch.tensor([1]), torch.ones(1))})
-    with pytest.raises(BaseMismatch, match="encoder.layer"):
+    with pytest.raises(BaseMismatch, match="encoder"):
         gs.apply(model, change + one(bad, graft("encoder.layer.0.output.dense")))
     with pytest.raises(BaseMismatch), gs.tune(model, "pfeiffer", on=one(bad)):
         pass
@@ -121,7 +121,9 @@ def test_an_invertible_module_stands_at_both_ends_of_a_language_model(name: str)
     torch.manual_seed(0)
     model = (GPT2LMHeadModel if name == "gpt2" else T5ForConditionalGeneration)(CONFIGS[name]).eval()
     made, seen = graft("wte" if name == "gpt2" else "shared", kind="invertible"), {"in": [], "out": []}
-    tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m.weight is model.get_input_embeddings().weight]
+    tables = [
+        m for m in model.modules() if isinstance(m, nn.Embedding) and m.weight is model.get_input_embeddings().weight
+    ]
     with gs.applied(model, one(made)):
         for table in tables:
             table.register_forward_hook(lambda m, a, out: seen["in"].append((a[0], out)))

@@ -239,7 +239,7 @@ def test_grafts_are_kept_side_by_side(a, b, c, plain, x):
 @given(grafted(), grafted(), coefficients)
 def test_grafts_do_not_scale_or_subtract(a, b, c):
     for wrong in (lambda: -a, lambda: 0 * a, lambda: a - a, lambda: b - a, lambda: (c if c != 1 else 2) * a):
-        with pytest.raises(NotLinear, match="grafts=()"):
+        with pytest.raises(NotLinear, match="nor subtracted"):
             wrong()
 
 

@@ -61,12 +61,16 @@ def test_nested_shared_and_fused() -> None:
     albert = AlbertModel(AlbertConfig(**SMALL, embedding_size=8))
     assert [p.name.split(".")[-1] for p in find_places(albert, "both")] == ["dense", "ffn_output"]
     assert (find_embeddings(albert).name, find_embeddings(albert).width) == ("embeddings", 8)
-    swin = SwinModel(SwinConfig(image_size=32, patch_size=4, embed_dim=16, depths=[1, 2], num_heads=[2, 2], window_size=4))
+    swin = SwinModel(
+        SwinConfig(image_size=32, patch_size=4, embed_dim=16, depths=[1, 2], num_heads=[2, 2], window_size=4)
+    )
     assert [place.width for place in find_places(swin, "feedforward")] == [16, 32, 32]
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32), 2, enable_nested_tensor=False)
     assert [p.name for p in find_places(encoder, "both")] == [
         f"layers.{i}.{name}" for i in (0, 1) for name in ("self_attn", "linear2")
     ]
+    alone = nn.Sequential(*encoder.layers)
+    assert [p.name for p in find_places(alone, "both")] == ["0.self_attn", "0.linear2", "1.self_attn", "1.linear2"]
 
 
 def test_patterns() -> None:

@@ -47,8 +47,16 @@ def show(
         "density": loaded.density,
         "head": head,
         "grafts": [
-            {"place": g.place, "kind": g.kind, "width": g.width, "inner": g.inner, "activation": g.activation,
-             "level": g.level, "weights": g.count} for g in loaded.grafts
+            {
+                "place": g.place,
+                "kind": g.kind,
+                "width": g.width,
+                "inner": g.inner,
+                "activation": g.activation,
+                "level": g.level,
+                "weights": g.count,
+            }
+            for g in loaded.grafts
         ],
         "values": about.get("values"),
         "norm": loaded.norm(),

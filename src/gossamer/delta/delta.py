@@ -83,7 +83,7 @@ class Delta:
         coefficient = float(coefficient)
         if self.grafts and coefficient != 1.0:
             raise NotLinear(
-                f"this delta adds {len(self.grafts)} modules (the first at {self.grafts[0].place!r}), which can be neither "
+                f"this delta adds {len(self.grafts)} modules (the first at {self.grafts[0].place!r}), which can neither be "
                 f"scaled (here by {coefficient:g}) nor subtracted; dataclasses.replace(delta, grafts=()) drops them"
             )
         terms = {name: tuple((coefficient * c, patch) for c, patch in terms) for name, terms in self.terms.items()}

@@ -216,7 +216,9 @@ def _grafts(left: dict[str, Tensor], listed: list[Any]) -> tuple[Graft, ...]:
     found = []
     for place, kind, activation, level in listed:
         if kind not in NAMES:
-            raise BadFile(f"the graft at {place!r} is of unknown kind {kind!r}; upgrade gossamer, or the file is damaged")
+            raise BadFile(
+                f"the graft at {place!r} is of unknown kind {kind!r}; upgrade gossamer, or the file is damaged"
+            )
         names = {part: f"{_stem(place, level)}.{part}" for part in NAMES[kind]}
         missing = [name for name in names.values() if name not in left]
         if missing:

@@ -112,7 +112,9 @@ def _targets(model: nn.Module, wanted: Wanted) -> dict[str, str]:
         if names[id(weight)] not in wanted.names:
             continue
         if users[id(weight)] > 1 or names[id(weight)] in found:
-            raise BadPlan(f"the weight of {name!r} serves several layers, which LoRA would part; leave it out with targets=")
+            raise BadPlan(
+                f"the weight of {name!r} serves several layers, which LoRA would part; leave it out with targets="
+            )
         found[names[id(weight)]] = name
     if not found:
         raise BadPlan(
@@ -127,7 +129,9 @@ def _inject(bottom: nn.Module, names: list[str], wanted: Wanted) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise BadPlan("lora comes from the peft library, which is not installed: pip install 'gossamer[peft]'") from None
+        raise BadPlan(
+            "lora comes from the peft library, which is not installed: pip install 'gossamer[peft]'"
+        ) from None
     r, alpha = wanted.options.get("r", 8), wanted.options.get("alpha", 16.0)
     config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules=names)
     frozen = [(parameter, parameter.requires_grad) for parameter in bottom.parameters()]

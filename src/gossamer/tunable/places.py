@@ -66,7 +66,9 @@ def find_embeddings(model: nn.Module) -> Place:
     table = table or next((module for module in modules.values() if isinstance(module, nn.Embedding)), None)
     name = next((name for name, module in modules.items() if module is table and name), "")
     if not name:
-        raise BadPlan(f"this {type(bottom).__name__} has no input embedding, behind which an invertible module could stand")
+        raise BadPlan(
+            f"this {type(bottom).__name__} has no input embedding, behind which an invertible module could stand"
+        )
     inside = [prefix for prefix, _ in blocks(bottom)]
     parts = name.split(".")
     around = [".".join(parts[:i]) for i in range(1, len(parts) + 1)]
@@ -82,14 +84,22 @@ def blocks(bottom: nn.Module) -> list[tuple[str, nn.Module]]:
         for name, module in bottom.named_modules()
         if isinstance(module, nn.ModuleList | nn.Sequential) and _alike(list(module.children()))
     }
-    attending = [n for n, m in lists.items() if any(_is_attention(*found) for found in next(m.children()).named_modules())]
-    inner = [n for n in attending if not any(other.startswith(n + ".") for other in attending)]
-    outer = [n for n in lists if not any(n.startswith(other + ".") for other in lists)]
-    return [(f"{name}.{at}", block) for name in inner or outer for at, block in lists[name].named_children()]
+    attending = [
+        n
+        for n, members in lists.items()
+        if any(_is_attention(name, module) for name, module in next(members.children()).named_modules())
+    ]
+    inner = [n for n in attending if not any(_below(other, n) for other in attending)]
+    outer = [n for n in lists if not any(_below(n, other) for other in lists)]
+    return [
+        (f"{name}.{at}".removeprefix("."), block)  # a backbone may itself be the list
+        for name in inner or outer
+        for at, block in lists[name].named_children()
+    ]
 
 
 def linears(module: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
-    """Every layer below with a matrix for a weight, embeddings aside; of fused attention only the whole, which alone is called."""
+    """Every layer below with a matrix for a weight, embeddings aside; fused attention as a whole, since only that is called."""
     found: dict[str, nn.Module] = {}
     for name, child in module.named_children():
         full = f"{prefix}.{name}" if prefix else name
@@ -106,7 +116,9 @@ def named(found: dict[str, nn.Module], patterns: Iterable[str], option: str) -> 
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         hit = {n: m for n, m in found.items() if matches(n, [pattern]) or n.endswith("." + pattern)}
         if not hit:
-            raise BadPlan(f"{option}={pattern!r} names no linear layer of the backbone; it has {', '.join(list(found)[:4])}, …")
+            raise BadPlan(
+                f"{option}={pattern!r} names no linear layer of the backbone; it has {', '.join(list(found)[:4])}, …"
+            )
         chosen |= hit
     return chosen
 
@@ -124,13 +136,17 @@ def _ends(prefix: str, block: nn.Module, kind: str) -> Iterator[str]:
     width = next((_in_width(module) for module in inside.values()), None)
     fitting = [name for name, module in inside.items() if out_width(module) == width]
     attentions = [f"{prefix}.{name}" for name, module in block.named_modules() if name and _is_attention(name, module)]
-    tops = [n for n in attentions if not any(n.startswith(other + ".") for other in attentions)]
-    groups = [[name for name in fitting if name == top or name.startswith(top + ".")] for top in tops]
+    tops = [n for n in attentions if not any(_below(n, other) for other in attentions)]
+    groups = [[name for name in fitting if name == top or _below(name, top)] for top in tops]
     if kind == "attention":
         yield from (group[-1] for group in groups if group)
         return
     rest = [name for name in fitting if not any(name in group for group in groups)]
     yield from rest[-1:]
+
+
+def _below(name: str, outer: str) -> bool:
+    return name != outer and (not outer or name.startswith(outer + "."))
 
 
 def _is_attention(name: str, module: nn.Module) -> bool:
