@@ -31,9 +31,8 @@ class Scion:
     def tensors(self, like: Tensor) -> Mapping[str, Tensor]:
         """The values on a state's device, and at least in float32."""
         dtype = torch.promote_types(like.dtype, torch.float32)
-        if (
-            self.holder is not None
-        ):  # read anew each time, so that functional_call and copies of the model see their own
+        if self.holder is not None:
+            # read anew each time, so that functional_call and copies of the model see their own
             return {part: getattr(self.holder, name).to(like.device, dtype) for part, name in self.names.items()}
         if not self.moved or any(t.device != like.device or t.dtype != dtype for t in self.moved.values()):
             self.moved = {part: tensor.to(like.device, dtype) for part, tensor in self.graft.tensors.items()}

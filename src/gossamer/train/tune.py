@@ -37,7 +37,7 @@ def tune(
 
     Args:
         model: any model; what lies outside `model.base_model` is its task head, trained dense (see `head`).
-        method: a method of one phase: full, random, magnitude, bitfit, gradient, fisher.
+        method: a method of one phase: full, random, magnitude, bitfit, gradient, fisher, houlsby, pfeiffer, lora.
         density: share of the backbone's weights (default 0.005), or `k`, their number.
         data: batches with labels, for the rules that score (gradient, fisher); the first 1,024 examples are used.
         loss: f(model, batch) → mean loss; default ``model(**batch).loss``.
