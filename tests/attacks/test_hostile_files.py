@@ -384,6 +384,7 @@ GRAFT_FORGERIES = {
     "long entry": entry(0, "embed", "invertible", "relu", 0, 1),
     "an entry of text": lambda t, a: a["grafts"].__setitem__(0, "embed"),
     "listed twice": lambda t, a: a["grafts"].append(a["grafts"][0]),
+    "out of order": lambda t, a: a["grafts"].reverse(),
     "not listed": lambda t, a: a["grafts"].pop(),
     "listed without tensors": lambda t, a: a["grafts"].append(["more", "bottleneck", "relu", 0]),
     "no list": set_to("grafts", None),

@@ -242,6 +242,33 @@ def test_an_invertible_module_trains_on_a_tied_language_model() -> None:
         assert torch.equal(model.eval()(input_ids=ids).logits, trained)
 
 
+def test_training_above_a_delta_that_was_first_used_in_inference_mode() -> None:
+    model, train = build("bert"), data("bert")
+    below = gs.fit(model, "pfeiffer", trainer=lambda m: Loop(m, train))  # in bf16, so that it is cast when it is used
+    with gs.tune(model, "lora", on=below):
+        with torch.inference_mode():
+            model(**train[0])
+        model(**train[0]).loss.backward()
+
+
+@pytest.mark.parametrize("method", ["houlsby", "pfeiffer"])
+def test_compiled_models_train_and_answer_alike(method: str) -> None:
+    model, batch = build("bert").eval(), data("bert")[0]
+    with gs.tune(model, method) as tuned:
+        compiled = torch.compile(model, backend="eager")
+        for _ in range(2):
+            plain = torch.autograd.grad(model(**batch).loss, list(tuned.parameters()))
+            fast = torch.autograd.grad(compiled(**batch).loss, list(tuned.parameters()))
+            for a, b in zip(plain, fast, strict=True):
+                torch.testing.assert_close(a, b)
+            with torch.no_grad():
+                for leaf in tuned.parameters():
+                    leaf.add_(0.1)
+        delta = tuned.delta("fp32")
+    with gs.applied(model, delta), torch.no_grad():
+        torch.testing.assert_close(torch.compile(model, backend="eager")(**batch).logits, model(**batch).logits)
+
+
 def test_fused_attention_of_torch_runs_its_bottleneck() -> None:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)

@@ -35,7 +35,8 @@ class Scion:
             # read anew each time, so that functional_call and copies of the model see their own
             return {part: getattr(self.holder, name).to(like.device, dtype) for part, name in self.names.items()}
         if not self.moved or any(t.device != like.device or t.dtype != dtype for t in self.moved.values()):
-            self.moved = {part: tensor.to(like.device, dtype) for part, tensor in self.graft.tensors.items()}
+            with torch.inference_mode(False):  # else a later training above it could not use what is kept here
+                self.moved = {part: tensor.to(like.device, dtype) for part, tensor in self.graft.tensors.items()}
         return self.moved
 
     def run(self, h: Tensor, *, inverse: bool) -> Tensor:

@@ -227,8 +227,9 @@ def _grafts(left: dict[str, Tensor], listed: list[Any]) -> tuple[Graft, ...]:
             found.append(Graft(place, {part: left.pop(name) for part, name in names.items()}, kind, activation, level))
         except BadPlan as error:
             raise BadFile(f"the tensors {_stem(place, level)!r} make no graft: {error}; the file is damaged") from None
-    if not found or len({(graft.place, graft.level) for graft in found}) < len(found):
-        raise BadFile("grafts are listed twice or not at all; the file is damaged")
+    order = [(graft.place, graft.level) for graft in found]
+    if not found or order != sorted(set(order)):
+        raise BadFile("grafts are listed twice, out of order or not at all; the file is damaged")
     return tuple(found)
 
 
