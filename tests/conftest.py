@@ -1,11 +1,14 @@
 """Shared by all tests: repeatable property tests, one thread, and a delta with every kind of content."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
 from gossamer.delta.base import Record
 from gossamer.delta.delta import Delta
+from gossamer.delta.graft import Graft, shapes
 from gossamer.delta.patch import Dense, LowRank, Sparse
 
 settings.register_profile(
@@ -46,3 +49,17 @@ def every_kind() -> Delta:
     base = {name: Record(shape, "float32", {"float32": "ab" * 16}) for name, shape in shapes.items()}
     head = {"classifier.weight": normal(2, 5), "classifier.bias": normal(2, dtype=torch.float16)}
     return Delta(terms, base, head, {"method": "made up", "task": {"kind": "classify"}, "seed": 3})
+
+
+@pytest.fixture
+def with_grafts(every_kind: Delta) -> Delta:
+    """The same with added modules: of both kinds, in two dtypes, two at one place."""
+    rng = torch.Generator().manual_seed(8)
+
+    def graft(place: str, level: int, kind: str, dtype: torch.dtype) -> Graft:
+        tensors = {part: torch.randn(s, generator=rng).to(dtype) for part, s in shapes(kind, 5, 2).items()}
+        return Graft(place, tensors, kind, "gelu" if level else "relu", level)
+
+    made = (graft("layer.0.out", 0, "bottleneck", torch.bfloat16), graft("layer.0.out", 1, "bottleneck", torch.float32),
+            graft("embed", 0, "invertible", torch.float16))  # fmt: skip
+    return replace(every_kind, grafts=made)

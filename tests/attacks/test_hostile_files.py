@@ -20,6 +20,7 @@ from torch import Tensor
 
 from gossamer.delta import codec, store
 from gossamer.delta.delta import Delta
+from gossamer.delta.graft import Graft, shapes
 from gossamer.delta.patch import Dense, LowRank
 from gossamer.delta.store import load
 from gossamer.errors import BadFile, BadPlan, Clash, GossamerError
@@ -315,6 +316,95 @@ def test_forgeries(file, edit):
     refuses(file)
 
 
+# grafts ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def grafted(tmp_path: Path, with_grafts: Delta) -> Path:
+    path = tmp_path / "grafted.safetensors"
+    with_grafts.save(path)
+    return path
+
+
+def test_damage_to_a_file_with_grafts(grafted, with_grafts):
+    whole = bytearray(grafted.read_bytes())
+    for at in range(len(whole)):
+        whole[at] ^= 1 << at % 8
+        grafted.write_bytes(whole)
+        whole[at] ^= 1 << at % 8
+        refuses(grafted)
+    for length in range(0, len(whole), 53):
+        grafted.write_bytes(whole[:length])
+        refuses(grafted)
+    grafted.write_bytes(whole)
+    forge(grafted, lambda tensors, about: None)
+    assert load(grafted) == with_grafts
+
+
+GRAFT_PARTS = ["embed.0.f.down.weight", "embed.0.g.up.bias", "layer.0.out.0.up.weight", "layer.0.out.1.down.bias"]
+
+
+@pytest.mark.parametrize("part", GRAFT_PARTS)
+def test_a_tensor_of_a_graft_is_named_when_it_is_wrong(grafted, with_grafts, part):
+    name = f"graft.{part}"
+    # a bias says the widths, so that a wrong one makes the weights look wrong: then the graft is what is named
+    said = part.split(".")[0] if part.endswith("bias") else part.split(".0.")[-1]
+    wrong = {"missing": drop(name), "not finite": to(name, poison(float("nan"))), "infinite": to(name, poison(float("inf"))),
+             "integers": to(name, lambda t: t.to(torch.int16)), "empty": to(name, lambda t: t[:0]),
+             "too short": to(name, lambda t: t[:-1]), "too long": to(name, lambda t: t.repeat_interleave(2, 0)),
+             "one dimension more": to(name, lambda t: t[None])}  # fmt: skip
+    for edit in wrong.values():
+        with_grafts.save(grafted, force=True)
+        forge(grafted, edit)
+        refuses(grafted, said)
+
+
+def entry(at: int, *values: Any) -> Callable[[Tensors, Description], Any]:
+    return lambda tensors, about: about["grafts"].__setitem__(at, list(values))
+
+
+GRAFT_FORGERIES = {
+    "unknown kind": entry(0, "embed", "prefix", "relu", 0),
+    "kind that is a list": entry(0, "embed", ["invertible"], "relu", 0),
+    "another kind": entry(0, "embed", "bottleneck", "relu", 0),
+    "unknown activation": entry(0, "embed", "invertible", "swish", 0),
+    "activation that is a list": entry(0, "embed", "invertible", [], 0),
+    "another level": entry(0, "embed", "invertible", "relu", 1),
+    "level of text": entry(0, "embed", "invertible", "relu", "0"),
+    "level of truth": entry(0, "embed", "invertible", "relu", False),
+    "level of a fraction": entry(0, "embed", "invertible", "relu", 0.0),
+    "negative level": lambda t, a: (entry(0, "embed", "invertible", "relu", -1)(t, a),
+                                    [t.update({n.replace(".0.", ".-1.", 1): t.pop(n)}) for n in list(t)
+                                     if n.startswith("graft.embed")]),
+    "place of a number": lambda t, a: (entry(0, 7, "invertible", "relu", 0)(t, a),
+                                       [t.update({n.replace("embed", "7"): t.pop(n)}) for n in list(t)
+                                        if n.startswith("graft.embed")]),
+    "another place": entry(0, "embedding", "invertible", "relu", 0),
+    "short entry": entry(0, "embed", "invertible", "relu"),
+    "long entry": entry(0, "embed", "invertible", "relu", 0, 1),
+    "an entry of text": lambda t, a: a["grafts"].__setitem__(0, "embed"),
+    "listed twice": lambda t, a: a["grafts"].append(a["grafts"][0]),
+    "out of order": lambda t, a: a["grafts"].reverse(),
+    "not listed": lambda t, a: a["grafts"].pop(),
+    "listed without tensors": lambda t, a: a["grafts"].append(["more", "bottleneck", "relu", 0]),
+    "no list": set_to("grafts", None),
+    "a mapping": set_to("grafts", {"embed": 1}),
+    "a number": set_to("grafts", 3),
+    "an empty list": lambda t, a: (set_to("grafts", [])(t, a), [t.pop(n) for n in list(t) if n.startswith("graft.")]),
+    "the first version": set_to("format", 1),
+    "no list in the second version": lambda t, a: (a.pop("grafts"),
+                                                   [t.pop(n) for n in list(t) if n.startswith("graft.")]),
+    "extra tensor": add("graft.embed.0.norm.weight", torch.ones(5)),
+    "tensors of no graft": add("graft.other.0.up.bias", torch.ones(5)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("edit", GRAFT_FORGERIES.values(), ids=GRAFT_FORGERIES.keys())
+def test_forged_grafts(grafted, edit):
+    forge(grafted, edit)
+    refuses(grafted)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", "NaN", '{"format": 1}', "[" * 100_000])
 def test_descriptions_that_are_none(file, text):
     for metadata in ({"gossamer": signed(text)}, {"gossamer": text}, {"gossamer": signed(text), "more": "data"}):
@@ -383,8 +473,9 @@ def test_provenance_must_be_plain_json(tmp_path, about):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_diverged_delta_is_not_written(tmp_path, value):
+    bad = Graft("p", {part: torch.full(shape, value) for part, shape in shapes("bottleneck", 2, 1).items()})
     for delta in (Delta.of({"w": Dense(torch.tensor([1.0, value]))}), Delta({}, head={"h": torch.tensor([value])}),
-                  1e39 * Delta.of({"w": Dense(torch.ones(2))})):  # fmt: skip
+                  1e39 * Delta.of({"w": Dense(torch.ones(2))}), Delta({}, grafts=(bad,))):  # fmt: skip
         with pytest.raises(BadPlan, match="NaN or infinite"):
             delta.save(tmp_path / "d.safetensors")
     assert list(tmp_path.iterdir()) == []

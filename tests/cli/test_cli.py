@@ -158,7 +158,41 @@ def test_training_on_top_of_a_delta(here: Path, capsys: pytest.CaptureFixture[st
     assert "mine.safetensors, which is not beside it" in err
 
 
+@pytest.mark.parametrize("method", ["houlsby", "pfeiffer", "lora"])
+def test_added_modules(here: Path, capsys: pytest.CaptureFixture[str], method: str) -> None:
+    options = "options.r=2" if method == "lora" else "options.bottleneck=4"
+    made = told(f"fit --base base --train train.csv --eval dev.csv --method {method} {options} --steps 4 --force "
+                "--out added.safetensors", capsys)  # fmt: skip
+    assert told("eval added.safetensors --data dev.csv", capsys)["scores"] == made["scores"]
+    assert told("predict added.safetensors --data test.csv", capsys)
+    status, out, _ = call("show added.safetensors --plot where.png", capsys)
+    assert status == 0
+    shown = told("show added.safetensors", capsys)
+    assert shown["k"] == made["k"]
+    assert sum(graft["weights"] for graft in shown["grafts"]) == (0 if method == "lora" else made["k"])
+    status, _, err = call("merge added.safetensors --out merged --force", capsys)
+    if method == "lora":
+        assert status == 0
+        assert "added modules" not in out
+        return
+    count = 4 if method == "houlsby" else 2
+    activation = "gelu" if method == "houlsby" else "relu"
+    assert f"{count} × bottleneck of 16 → 4 → 16, {activation}, level 0: {made['k']:,} weights" in " ".join(out.split())
+    assert f"0 of {made['m']:,} (0.000%)" in out
+    assert status == 1
+    assert "cannot be merged" in err
+    base = f"fit --base base --train train.csv --eval dev.csv --method {method} --steps 2 --force --out top.safetensors"
+    status, _, err = call(f"{base} --on added.safetensors", capsys)
+    assert status == 1
+    assert "level=1" in err
+    made = told(f"{base} --on added.safetensors options.level=1", capsys)
+    assert told("eval top.safetensors --data dev.csv", capsys)["scores"] == made["scores"]
+
+
 BAD = [
+    ("fit --base base --train train.csv --out x.safetensors --method pfeiffer --k 9", 2, "neither density nor k"),
+    ("fit --base base --train train.csv --out x.safetensors --method pfeiffer options.activation=swish", 2, "swish"),
+    ("fit --base base --train train.csv --out x.safetensors --method lora options.targets=none", 2, "targets='none'"),
     ("fit --base base --train train.csv --out x.safetensors --density 0", 2, "density=0"),
     ("fit --base base --train train.csv --out x.safetensors --density 2", 2, "density=2"),
     ("fit --base base --train train.csv --out x.safetensors --k 0", 2, "k=0"),

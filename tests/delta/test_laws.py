@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from gossamer.delta.base import Record
 from gossamer.delta.delta import Delta
+from gossamer.delta.graft import Graft, shapes
 from gossamer.delta.patch import Dense, LowRank, Sparse
 from gossamer.delta.store import load
 from gossamer.errors import BadPlan, BaseMismatch, Clash, NotLinear
@@ -202,6 +203,76 @@ def test_values_are_rounded_once_and_as_a_whole():
     assert float(patch.values[0]) == 1.5
     with pytest.raises(BadPlan, match="fp8"):
         halves.rounded("fp8")
+
+
+# grafts ---------------------------------------------------------------------------------------------------------------
+
+
+def graft_of(place: str, level: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Graft:
+    rng = torch.Generator().manual_seed(seed + 10 * level)
+    kind = "invertible" if place == "e" else "bottleneck"
+    return Graft(place, {p: torch.randn(s, generator=rng).to(dtype) for p, s in shapes(kind, 5, 2).items()}, kind,
+                 level=level)  # fmt: skip
+
+
+@st.composite
+def grafted(draw: st.DrawFn) -> Delta:
+    """Any delta with grafts; at one place and level always the same one, so that no two clash."""
+    places = draw(st.sets(st.tuples(st.sampled_from("efg"), st.integers(0, 2)), min_size=1))
+    return dataclasses.replace(draw(deltas()), grafts=tuple(graft_of(*place) for place in places))
+
+
+@given(grafted(), grafted(), grafted(), deltas(), coefficients)
+def test_grafts_are_kept_side_by_side(a, b, c, plain, x):
+    assert a + b == b + a
+    assert (a + b).digest == (b + a).digest
+    assert (a + b) + c == a + (b + c)
+    assert {(g.place, g.level) for g in (a + b).grafts} == {(g.place, g.level) for d in (a, b) for g in d.grafts}
+    assert (a + a).grafts == a.grafts == (a + x * plain).grafts == (a - plain).grafts
+    assert a + Delta({}) == a == 1.0 * a == 1 * a
+    assert a + plain - plain == a
+    assert a.digest != dataclasses.replace(a, grafts=()).digest
+    assert (a + b).coalesce().grafts == (a + b).grafts
+    assert a.k == dataclasses.replace(a, grafts=()).k + sum(graft.count for graft in a.grafts)
+
+
+@given(grafted(), grafted(), coefficients)
+def test_grafts_do_not_scale_or_subtract(a, b, c):
+    for wrong in (lambda: -a, lambda: 0 * a, lambda: a - a, lambda: b - a, lambda: (c if c != 1 else 2) * a):
+        with pytest.raises(NotLinear, match="nor subtracted"):
+            wrong()
+
+
+@given(grafted(), grafted())
+def test_grafts_come_back_from_the_file(tmp_path_factory, a, b):
+    path = tmp_path_factory.mktemp("laws") / "d.safetensors"
+    for delta in (a, (a + b).coalesce(), a.rounded("bf16"), dataclasses.replace(a, terms={})):
+        delta.save(path, force=True)
+        assert load(path) == delta
+    assert all(t.dtype == torch.bfloat16 for graft in a.rounded("bf16").grafts for t in graft.tensors.values())
+
+
+def test_two_unlike_grafts_want_two_levels():
+    a, b = (Delta({}, grafts=(graft_of("f", 0, seed),)) for seed in (1, 2))
+    with pytest.raises(Clash, match="level=1"):
+        a + b
+    with pytest.raises(Clash):
+        Delta({}, grafts=(*a.grafts, *b.grafts))
+    for change in ({"level": 1}, {"activation": "gelu"}, {"place": "g"}):
+        other = Delta({}, grafts=(dataclasses.replace(a.grafts[0], **change),))
+        assert other != a
+        assert other.digest != a.digest
+    assert "grafts=1" in repr(a)
+    assert a.norm() == 0.0
+
+
+def test_a_file_without_grafts_is_of_the_first_version(tmp_path, every_kind, with_grafts):
+    every_kind.save(tmp_path / "plain.safetensors")
+    with_grafts.save(tmp_path / "grafted.safetensors")
+    assert b'"format\\":1' in (tmp_path / "plain.safetensors").read_bytes()
+    assert b'"format\\":2' in (tmp_path / "grafted.safetensors").read_bytes()
+    assert b"graft" not in (tmp_path / "plain.safetensors").read_bytes()
+    assert load(tmp_path / "grafted.safetensors") == with_grafts
 
 
 # heads, bases, provenance ---------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""One of two processes of the DDP tests: trains with gloo and writes what it saw."""
+"""One of two processes of the DDP tests: trains a delta by some method with gloo and writes what it saw."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ import gossamer as gs
 from tests.tiny import batches, classifier
 
 
-def main(rank: int, folder: Path) -> None:
+def main(rank: int, folder: Path, method: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     model = classifier()
@@ -23,7 +23,8 @@ def main(rank: int, folder: Path) -> None:
         work = dist.all_reduce(bucket.buffer().div_(2), async_op=True)
         return work.get_future().then(lambda future: future.value()[0])
 
-    with gs.tune(model, "fisher", density=0.02, data=batches(2), warmup=3) as tuned:
+    options = {"density": 0.02, "data": batches(2), "warmup": 3} if method == "fisher" else {}
+    with gs.tune(model, method, **options) as tuned:
         wrapped = DistributedDataParallel(model)
         wrapped.register_comm_hook(None, count)
         optimizer = torch.optim.AdamW(tuned.parameters(), lr=1e-2, weight_decay=0.1)
@@ -62,7 +63,7 @@ STEPS: dict[str, dict[str, Any]] = {
 }
 
 if __name__ == "__main__":
-    if len(sys.argv) > 3:
+    if sys.argv[3] in STEPS:
         steps(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
     else:
-        main(int(sys.argv[1]), Path(sys.argv[2]))
+        main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 import gossamer as gs
@@ -24,14 +25,15 @@ def run_two(folder: Path, *arguments: str) -> None:
         assert worker.returncode == 0, errors
 
 
-def test_two_processes_send_k_numbers_and_end_with_one_delta(tmp_path: Path) -> None:
-    run_two(tmp_path)
+@pytest.mark.parametrize("method", ["fisher", "pfeiffer"])
+def test_two_processes_send_k_numbers_and_end_with_one_delta(method: str, tmp_path: Path) -> None:
+    run_two(tmp_path, method)
     for rank in (0, 1):
         facts = torch.load(tmp_path / f"rank{rank}.pt")
         assert facts["sent"] == facts["steps"] * facts["expected"]
     first, second = (gs.load(tmp_path / f"rank{rank}.safetensors") for rank in (0, 1))
     assert first == second
-    assert first.norm() > 0
+    assert first.norm() > 0 or first.grafts
 
 
 def test_a_support_is_revised_alike_on_every_rank_and_as_one_process_would(tmp_path: Path) -> None:

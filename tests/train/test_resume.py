@@ -97,6 +97,21 @@ def test_a_killed_run_of_sam_resumes_too(place: Path, tmp_path: Path) -> None:
     assert run_fit(FitConfig(**chosen, resume=True)).delta == whole
 
 
+@pytest.mark.parametrize("method", ["pfeiffer", "lora"])
+def test_added_modules_resume_too(place: Path, method: str, tmp_path: Path) -> None:
+    changes = {"method": method, "density": None, "options": {}}
+    once = run_fit(FitConfig(**settings(place, **changes), out=tmp_path / "once.safetensors")).delta
+    note = tmp_path / "settings.json"
+    note.write_text(json.dumps(settings(place, **changes, out=str(tmp_path / "delta.safetensors"))))
+    killed = subprocess.run(
+        [sys.executable, "-m", "tests.train.killed", str(note), "5"], capture_output=True, text=True
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    resumed = run_fit(FitConfig(**json.loads(note.read_text()), resume=True)).delta
+    assert resumed == once
+    assert resumed.about["scores"] == once.about["scores"]
+
+
 def test_two_uninterrupted_runs_agree(place: Path, whole: gs.Delta, tmp_path: Path) -> None:
     again = run_fit(FitConfig(**settings(place), out=tmp_path / "again.safetensors")).delta
     assert again == whole

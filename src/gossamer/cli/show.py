@@ -58,6 +58,18 @@ def show(
         "density": loaded.density,
         "natural_density": about.get("natural_density"),
         "head": head,
+        "grafts": [
+            {
+                "place": g.place,
+                "kind": g.kind,
+                "width": g.width,
+                "inner": g.inner,
+                "activation": g.activation,
+                "level": g.level,
+                "weights": g.count,
+            }
+            for g in loaded.grafts
+        ],
         "values": about.get("values"),
         "norm": loaded.norm(),
         "task": about.get("task"),
@@ -84,10 +96,12 @@ def show(
         emit(facts)
         return
     task = about.get("task") or {}
+    changed = loaded.k - sum(graft.count for graft in loaded.grafts)
     lines = [
         ("base", facts["base"] or "not named"),
         ("method", " ".join([str(facts["method"]), *(f"{n}={v}" for n, v in facts["options"].items())])),
-        ("weights", f"{loaded.k:,} of {loaded.m:,} ({loaded.density:.3%}), and a head of {head:,}"),
+        ("weights", f"{changed:,} of {loaded.m:,} ({changed / max(loaded.m, 1):.3%}), and a head of {head:,}"),
+        *(("added modules", line) for line in added(loaded)),
         ("file", f"{size(facts['bytes'])}, values {facts['values']}; a full copy in float32 is {size(4 * loaded.m)}"),
         ("norm of the change", f"{facts['norm']:.4g}"),
     ]
@@ -133,3 +147,12 @@ def _audit(path: Path, loaded: Delta, base: str | None) -> list[Audited]:
     from gossamer.tasks.pretrained import load_model
 
     return count(load_model(AutoModel, named, seed=0)[0], loaded)
+
+
+def added(delta: Delta) -> list[str]:
+    """What modules a delta adds, a line for those of one make."""
+    makes: dict[str, list[int]] = {}
+    for graft in delta.grafts:
+        make = f"{graft.kind} of {graft.width} → {graft.inner} → {graft.width}, {graft.activation}, level {graft.level}"
+        makes.setdefault(make, []).append(graft.count)
+    return [f"{len(counts)} × {make}: {sum(counts):,} weights" for make, counts in makes.items()]

@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from gossamer.delta.attach import Grafted, Scion
 from gossamer.delta.base import Record, State, backbone, base_parameters, check, record, state, still
 from gossamer.delta.delta import Delta
 from gossamer.delta.patch import Patch, Sparse, Terms, round_once, union
-from gossamer.errors import BaseMismatch, Clash
+from gossamer.errors import BaseMismatch, Clash, NotLinear
 
 Layer = Mapping[str, Terms]
 _stacks: weakref.WeakKeyDictionary[nn.Module, Stack] = weakref.WeakKeyDictionary()
@@ -35,7 +36,8 @@ def applied(model: nn.Module, delta: Delta, *, head: bool = True) -> Iterator[nn
         head: whether to load the delta's head too, where this model class has one.
 
     Raises:
-        BaseMismatch: the base has other values or shapes, or lacks a touched parameter; nothing was changed.
+        BaseMismatch: the base has other values or shapes, or lacks a touched parameter or the place of an added module.
+        Clash: an added module's place and level are taken. After either, nothing was changed.
     """
     handle = apply(model, delta, head=head)
     try:
@@ -48,11 +50,14 @@ def apply(model: nn.Module, delta: Delta, *, head: bool = True) -> Applied:
     """Puts a delta on a model and returns a handle whose `restore()` takes it off again. See `applied`."""
     stack = Stack.over(model)
     check(delta.base, stack.identity(), delta.terms)
+    stack.grafts.check(model, delta.grafts)
     kept = _fit_head(model, delta.head) if head else {}
     if kept and stack.tuned:
         raise Clash("a tuning trains this model's head; leave its `with` first, or apply with head=False")
-    handle = Applied(model, stack, dict(delta.terms), {name: p.detach().clone() for name, p in kept.items()})
+    scions = [Scion(graft) for graft in delta.grafts]
+    handle = Applied(model, stack, dict(delta.terms), {name: p.detach().clone() for name, p in kept.items()}, scions)
     stack.push(handle.layer)
+    stack.grafts.put(model, scions)
     with torch.no_grad():
         for name, parameter in kept.items():
             parameter.copy_(delta.head[name])
@@ -62,7 +67,16 @@ def apply(model: nn.Module, delta: Delta, *, head: bool = True) -> Applied:
 
 
 def merge(model: nn.Module, delta: Delta, *, head: bool = True) -> nn.Module:
-    """Writes a delta into a model for good: the same bits as `applied`, and no way back. Returns the model."""
+    """Writes a delta into a model for good: the same bits as `applied`, and no way back. Returns the model.
+
+    Raises:
+        NotLinear: the delta adds modules, which no weight can hold.
+    """
+    if delta.grafts:
+        raise NotLinear(
+            f"this delta adds {len(delta.grafts)} modules (the first at {delta.grafts[0].place!r}), which cannot be merged "
+            "into weights; use it with gossamer.applied(model, delta)"
+        )
     if Stack.over(model).layers:
         raise Clash("this model already carries deltas or a tuning; restore or leave them before merging")
     handle = apply(model, delta, head=head)
@@ -79,6 +93,7 @@ class Applied:
     stack: Stack | None
     layer: Layer
     head: dict[str, Tensor]
+    scions: list[Scion]
 
     def restore(self) -> None:
         """Takes the delta off: what only it touched holds the base's own bits again."""
@@ -92,6 +107,7 @@ class Applied:
             with torch.no_grad():
                 for name, values in self.head.items():
                     outer[name].copy_(values)
+        self.stack.grafts.take(self.scions)
         self.stack.pop(self.layer)
         self.stack = None
 
@@ -182,6 +198,7 @@ class Stack:
         self.layers: list[Layer] = []
         self.heads: list[Layer] = []  # those of the layers that came with a head
         self.sites: dict[str, Site] = {}
+        self.grafts = Grafted()
         self.tuned = False  # whether a tuning is attached, which owns the head
         self.lent = False  # whether an optimizer writes the weights themselves (dense tuning)
         self.parameters = base_parameters(model)

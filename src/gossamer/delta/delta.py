@@ -1,7 +1,8 @@
 """Delta: what a fine-tuning is. An immutable value with exact arithmetic.
 
 Per parameter a tuple of (float64 coefficient, patch). Sums are symbolic: equal patches merge their coefficients, zeros
-drop out, and everything is coalesced once, in float64, when applied or saved. Heads stay outside the algebra.
+drop out, and everything is coalesced once, in float64, when applied or saved. Heads stay outside the algebra; grafts
+(added modules) are kept side by side by addition and do not scale.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gossamer.delta.attach import taken_twice
 from gossamer.delta.base import Identity
+from gossamer.delta.graft import Graft
 from gossamer.delta.patch import Dense, Patch, Sparse, Terms, coalesce, fingerprint, to_dtype, union
 from gossamer.delta.support import Support
 from gossamer.errors import BadPlan, BaseMismatch, Clash, NotLinear
@@ -34,17 +37,22 @@ class Delta:
         base: identity of the frozen base that it was trained on; may be empty (then nothing is compared).
         head: full name → tensor of the task head, dense, outside the algebra.
         about: provenance, plain JSON values (method, settings, task, scores, versions).
+        grafts: added modules, at most one a place and level, in that order.
 
     Laws: + commutes and associates, · distributes, a − a has no patches, 1.0 · a is a. ``c * d`` keeps d's head
     unscaled, ``a - b`` keeps a's head, ``a + b`` keeps the only head there is; two unequal heads raise `Clash`.
+    Grafts: ``a + b`` keeps those of both, equal ones once, and raises `Clash` for unequal ones at one place and level;
+    scaling by anything but 1 raises `NotLinear`, and so does subtracting a delta that has any.
     """
 
     terms: Mapping[str, Terms]
     base: Identity = field(default_factory=dict)
     head: Mapping[str, Tensor] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
+    grafts: tuple[Graft, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "grafts", _side_by_side(self.grafts))
         merged = {name: _merge(name, self.terms[name]) for name in sorted(self.terms)}
         object.__setattr__(self, "terms", {name: terms for name, terms in merged.items() if terms})
 
@@ -64,7 +72,7 @@ class Delta:
         base = {**self.base, **other.base}
         for name in self.base.keys() & other.base.keys():  # the record that says more, whatever the order
             base[name] = max(self.base[name], other.base[name], key=lambda known: (len(known.digests), known.dtype))
-        return Delta(terms, base, _one_head(self.head, other.head), _parents(self, other))
+        return Delta(terms, base, _one_head(self.head, other.head), _parents(self, other), self.grafts + other.grafts)
 
     def __radd__(self, other: object) -> Delta:
         return self if other == 0 else NotImplemented  # so that sum(deltas) works
@@ -73,6 +81,11 @@ class Delta:
         if not isinstance(coefficient, Real) or not math.isfinite(coefficient):
             raise NotLinear(f"a delta is scaled by a finite number, not by {coefficient!r}")
         coefficient = float(coefficient)
+        if self.grafts and coefficient != 1.0:
+            raise NotLinear(
+                f"this delta adds {len(self.grafts)} modules (the first at {self.grafts[0].place!r}), which can neither be "
+                f"scaled (here by {coefficient:g}) nor subtracted; dataclasses.replace(delta, grafts=()) drops them"
+            )
         terms = {name: tuple((coefficient * c, patch) for c, patch in terms) for name, terms in self.terms.items()}
         return replace(self, terms=terms, about=_scaled(self.about, coefficient))
 
@@ -87,12 +100,13 @@ class Delta:
         return self + replace(-other, head={})
 
     def __eq__(self, other: object) -> bool:
-        """Same patches and coefficients, bit for bit, and same head. Provenance is not compared."""
+        """Same patches, coefficients and grafts, bit for bit, and same head. Provenance is not compared."""
         return (
             isinstance(other, Delta)
             and self.terms.keys() == other.terms.keys()
             and all(self.terms[name] == other.terms[name] for name in self.terms)
             and _head_key(self.head) == _head_key(other.head)
+            and self.grafts == other.grafts
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -110,19 +124,20 @@ class Delta:
             raise BadPlan(f"values={values!r}; expected one of {', '.join(VALUES)}")
         whole = self.coalesce().terms  # so that a sum is rounded, not its parts
         terms = {n: tuple((c, to_dtype(p, VALUES[values])) for c, p in terms) for n, terms in whole.items()}
-        return replace(self, terms=terms, about={**self.about, "values": values})
+        grafts = tuple(graft.to_dtype(VALUES[values]) for graft in self.grafts)
+        return replace(self, terms=terms, about={**self.about, "values": values}, grafts=grafts)
 
     def dot(self, other: Delta) -> float:
-        """Σ over all weights of the product of the two changes, in float64; heads take no part."""
+        """Σ over all weights of the product of the two changes, in float64; heads and grafts take no part."""
         return math.fsum(_inner(self.terms[name], other.terms[name]) for name in self.terms.keys() & other.terms.keys())
 
     def norm(self) -> float:
-        """Euclidean norm of the change, in float64; the head takes no part."""
+        """Euclidean norm of the change, in float64; head and grafts take no part."""
         return math.sqrt(max(self.dot(self), 0.0))
 
     @property
     def support(self) -> Support:
-        """The entries that sparse patches touch. A dense or low-rank patch has none to name: NotLinear."""
+        """The entries that sparse patches touch (a graft touches none). A dense or low-rank patch names none: NotLinear."""
         found = {}
         for name, terms in self.terms.items():
             if not all(isinstance(patch, Sparse) for _, patch in terms):
@@ -132,8 +147,9 @@ class Delta:
 
     @property
     def k(self) -> int:
-        """Number of stored values (entries of sparse and dense patches, factors of low-rank ones), head excluded."""
-        return sum(patch.count for terms in self.terms.values() for patch in coalesce(terms))
+        """Number of stored values (entries of sparse and dense patches, factors of low-rank ones, grafts), head excluded."""
+        patches = sum(patch.count for terms in self.terms.values() for patch in coalesce(terms))
+        return patches + sum(graft.count for graft in self.grafts)
 
     @property
     def m(self) -> int:
@@ -142,8 +158,9 @@ class Delta:
 
     @property
     def digest(self) -> str:
-        """128 bits in hex of the change itself (names, coefficients, patches); head and provenance take no part."""
-        keys = (f"{name}{c!r}{patch.key}" for name, terms in self.terms.items() for c, patch in terms)
+        """128 bits in hex of the change itself (names, coefficients, patches, grafts); head and provenance take no part."""
+        keys = [f"{name}{c!r}{patch.key}" for name, terms in self.terms.items() for c, patch in terms]
+        keys += [graft.key for graft in self.grafts]
         return hashlib.sha256("".join(keys).encode()).hexdigest()[:32]
 
     @property
@@ -164,7 +181,8 @@ class Delta:
 
     def __repr__(self) -> str:
         head = sum(tensor.numel() for tensor in self.head.values())
-        return f"Delta({self.about.get('method', 'composed')}, k={self.k:,} of {self.m:,}, head={head:,})"
+        grafts = f", grafts={len(self.grafts)}" if self.grafts else ""
+        return f"Delta({self.about.get('method', 'composed')}, k={self.k:,} of {self.m:,}, head={head:,}{grafts})"
 
 
 def _merge(name: str, terms: Terms) -> Terms:
@@ -185,6 +203,15 @@ def _merge(name: str, terms: Terms) -> Terms:
         by_key.setdefault(patch.key, ([], patch))[0].append(coefficient)
     summed = ((math.fsum(coefficients), patch) for _, (coefficients, patch) in sorted(by_key.items()))
     return tuple((coefficient, patch) for coefficient, patch in summed if coefficient != 0.0)
+
+
+def _side_by_side(grafts: tuple[Graft, ...]) -> tuple[Graft, ...]:
+    """Grafts in order of place and level, equal ones once."""
+    found: dict[tuple[str, int], Graft] = {}
+    for graft in grafts:
+        if found.setdefault((graft.place, graft.level), graft) != graft:
+            raise Clash(taken_twice(graft))
+    return tuple(found[at] for at in sorted(found))
 
 
 def _inner(a: Terms, b: Terms) -> float:

@@ -26,10 +26,11 @@ from torch import Tensor
 from gossamer.delta import codec
 from gossamer.delta.base import Record
 from gossamer.delta.delta import Delta
+from gossamer.delta.graft import NAMES, Graft
 from gossamer.delta.patch import Dense, LowRank, Patch, Sparse, raw
 from gossamer.errors import BadFile, BadPlan, Clash, GossamerError
 
-FORMAT = 1
+FORMAT = 2  # of files with grafts; one without is written, and read, as version 1
 
 
 def save(delta: Delta, path: str | PathLike[str], *, force: bool = False) -> int:
@@ -120,6 +121,8 @@ def _pack(delta: Delta) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 tensors[f"dense.{name}"] = patch.values
             else:
                 tensors[f"lowrank.{name}.left"], tensors[f"lowrank.{name}.right"] = patch.left, patch.right
+    for graft in delta.grafts:
+        tensors |= {f"{_stem(graft.place, graft.level)}.{part}": tensor for part, tensor in graft.tensors.items()}
     for dtype, patches in sparse.items():
         partial = [patch for _, patch in patches if not _is_whole(patch)]
         starts = np.cumsum([0] + [math.prod(patch.shape) for patch in partial])
@@ -137,12 +140,14 @@ def _pack(delta: Delta) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise BadPlan(f"{name!r} holds NaN or infinite values, so it is not saved; did training diverge?")
+    grafts = {"grafts": [[g.place, g.kind, g.activation, g.level] for g in delta.grafts]} if delta.grafts else {}
     return tensors, {
-        "format": FORMAT,
+        "format": 2 if grafts else 1,
         "base": [[n, list(r.shape), r.dtype, dict(r.digests)] for n, r in delta.base.items()],
         "sparse": {t: [[n, list(p.shape), _is_whole(p)] for n, p in patches] for t, patches in sparse.items()},
         "tensors": {name: [_dtype(t), list(t.shape), _sha256(t)] for name, t in tensors.items()},
         "about": delta.about,
+        **grafts,
     }
 
 
@@ -154,7 +159,7 @@ def _describe(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
     version = description.get("format") if isinstance(description, dict) else None
     if type(version) is int and version > FORMAT:
         raise BadFile(f"{path} has format version {version}; this gossamer reads up to {FORMAT}: upgrade gossamer")
-    if type(version) is not int or version != FORMAT:
+    if type(version) is not int or version != (2 if "grafts" in description else 1):
         raise BadFile(f"{path} has format version {version!r}, which does not exist; it is damaged")
     if len(metadata) > 1 or hashlib.sha256(described.encode()).hexdigest() != digest:
         raise BadFile(f"{path}: the description does not match its checksum; the file is damaged")
@@ -187,6 +192,7 @@ def _unpack(tensors: dict[str, Tensor], description: dict[str, Any]) -> Delta:
         stem = name.removesuffix(".left")
         patch = LowRank(left.pop(name), left.pop(f"{stem}.right"))
         terms.setdefault(stem.removeprefix("lowrank."), []).append((1.0, patch))
+    grafts = _grafts(left, description["grafts"]) if "grafts" in description else ()
     if left:
         raise BadFile(f"tensor {min(left)!r} has no place in a delta; the file is damaged")
     base = {name: _record(*fields) for name, *fields in description["base"]}
@@ -198,7 +204,33 @@ def _unpack(tensors: dict[str, Tensor], description: dict[str, Any]) -> Delta:
         raise BadFile("the parts of a composed delta are not pairs of a number and a description; the file is damaged")
     if not all(isinstance(name, str) for name in (*terms, *base)):
         raise BadFile("the name of a parameter is not text; the file is damaged")
-    return Delta({name: tuple(found) for name, found in terms.items()}, base, head, about)
+    return Delta({name: tuple(found) for name, found in terms.items()}, base, head, about, grafts)
+
+
+def _stem(place: str, level: int) -> str:
+    return f"graft.{place}.{level}"
+
+
+def _grafts(left: dict[str, Tensor], listed: list[Any]) -> tuple[Graft, ...]:
+    """The grafts that a description lists; takes their tensors out of those that are left."""
+    found = []
+    for place, kind, activation, level in listed:
+        if kind not in NAMES:
+            raise BadFile(
+                f"the graft at {place!r} is of unknown kind {kind!r}; upgrade gossamer, or the file is damaged"
+            )
+        names = {part: f"{_stem(place, level)}.{part}" for part in NAMES[kind]}
+        missing = [name for name in names.values() if name not in left]
+        if missing:
+            raise BadFile(f"tensor {missing[0]!r} of a graft is missing; the file is damaged")
+        try:
+            found.append(Graft(place, {part: left.pop(name) for part, name in names.items()}, kind, activation, level))
+        except BadPlan as error:
+            raise BadFile(f"the tensors {_stem(place, level)!r} make no graft: {error}; the file is damaged") from None
+    order = [(graft.place, graft.level) for graft in found]
+    if not found or order != sorted(set(order)):
+        raise BadFile("grafts are listed twice, out of order or not at all; the file is damaged")
+    return tuple(found)
 
 
 def _record(shape: Any, dtype: Any, digests: Any) -> Record:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -20,6 +19,7 @@ from gossamer.select.scoring import Batch, Loss, accumulate, model_loss
 from gossamer.select.second_order import second_order
 from gossamer.select.uniform import uniform
 from gossamer.train.plan import Method
+from gossamer.tunable.places import norm_names
 from gossamer.tunable.tuned import head_parameters
 
 Patterns = str | Iterable[str]
@@ -53,13 +53,6 @@ def left_out(model: nn.Module, row: Method, exclude: Patterns) -> list[str]:
     if row.matrices and len(vectors) == len(base_parameters(model)):
         raise BadPlan(f"{row.name} trains matrices only, and this model's backbone has none; choose another method")
     return [*listed(exclude), *(norm_names(model) if row.skip_norms else []), *vectors]
-
-
-def norm_names(model: nn.Module) -> list[str]:
-    """Names of the parameters of normalization layers: modules whose class is called …Norm, or …Norm1d and so on."""
-    names = {id(p): n for n, p in base_parameters(model).items()}
-    layers = (m for m in model.modules() if re.search(r"Norm(\dd)?$", type(m).__name__))
-    return sorted({names[id(p)] for layer in layers for p in layer.parameters(recurse=False) if id(p) in names})
 
 
 def choose(

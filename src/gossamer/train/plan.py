@@ -83,6 +83,7 @@ class Method:
 DENSE = Fit("dense", lr=1e-4)
 SPARSE = Fit("sparse", lr=4e-3)
 GATED = Fit("gated", lr=5e-4, penalty="penalty")
+_ADDED = {"bottleneck": 16, "places": [], "level": 0, "invertible": False, "norms": False}
 _TOP = {"per_tensor": False}
 _REVISED = {**_TOP, "every": 20, "rate": 0.2, "total_steps": 0}
 _GATES = {**_TOP, "penalty": 42.0, "alpha_lr": 0.1}  # penalty: λ · m, so that it carries over; 1.25e-7 · 335M
@@ -123,6 +124,12 @@ ROWS = (
            (GATED, Choose("change", keep=True), SPARSE), {**_GATES, "structured": False}, "Guo et al. 2021"),
     Method("diff-pruning-structured", "the same, with a gate for every tensor too", "projection-based",
            (GATED, Choose("change", keep=True), SPARSE), {**_GATES, "structured": True}, "Guo et al. 2021"),
+    Method("houlsby", "bottlenecks behind attention and feed-forward", "added modules", (Fit("houlsby", lr=1e-3),),
+           {**_ADDED, "activation": ("gelu", "relu")}, "Houlsby et al. 2019; He et al. 2021", counted=False),
+    Method("pfeiffer", "bottlenecks behind the feed-forward", "added modules", (Fit("pfeiffer", lr=1e-3),),
+           {**_ADDED, "activation": ("relu", "gelu")}, "Pfeiffer et al. 2021", counted=False),
+    Method("lora", "low-rank changes of linear layers, (α/r)·B·A", "added modules", (Fit("lora", lr=1e-3),),
+           {"r": 8, "alpha": 16.0, "targets": []}, "Hu et al. 2022", counted=False),
 )  # fmt: skip
 
 
@@ -160,13 +167,20 @@ def _plain(value: Any) -> str:
 def _settled(row: Method, name: str, value: Any) -> Any:
     """The value of an option, of its default's kind and in range."""
     default = row.options[name]
-    least = {"rounds": 1, "examples": 1, "probes": 1, "every": 1, "window": 1}.get(name, 0)
+    least = {"rounds": 1, "examples": 1, "probes": 1, "every": 1, "window": 1, "bottleneck": 1, "r": 1}.get(name, 0)
+    if isinstance(default, list):
+        value = [value] if isinstance(value, str) else value
+        if not isinstance(value, list | tuple) or not all(isinstance(pattern, str) and pattern for pattern in value):
+            raise BadPlan(f"{row.name}: {name}={value!r}; expected a name pattern, or a list of them")
+        return list(value)
     if isinstance(default, tuple):
         good, expected = value in default, "one of " + ", ".join(default)
     elif isinstance(default, bool):
         good, expected = isinstance(value, bool), "true or false"
     elif isinstance(default, int):
         good, expected = type(value) is int and value >= least, f"a whole number, {least} or more"
+    elif isinstance(default, str):
+        good, expected = isinstance(value, str), f"a name such as {default!r}"
     else:
         good = type(value) in (int, float) and math.isfinite(value) and value >= least
         expected = f"a number, {least} or more"

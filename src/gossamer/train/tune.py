@@ -41,7 +41,7 @@ def tune(
     Args:
         model: any model; what lies outside `model.base_model` is its task head, trained dense (see `head`).
         method: a method of one phase: full, random, magnitude, bitfit, gradient, sam, fisher, child-d, mixout, child-f,
-            spiel-ag, spiel-ma, …
+            spiel-ag, spiel-ma, houlsby, pfeiffer, lora.
         density: share of the backbone's weights (default 0.005), or `k`, their number, or `match`, another method whose
             number of trained weights it shall be: "lora:8", "pfeiffer:16", "houlsby:16", "bitfit".
         data: batches with labels, for the rules that score (gradient, sam, fisher); the first 1,024 examples are used.

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from gossamer.delta.apply import Stack
 from gossamer.delta.patch import Dense, Patch, round_once
-from gossamer.tunable.leaves import Wanted
+from gossamer.tunable.leaves import Leaves, Wanted
 
 
-class DenseLeaves:
+class DenseLeaves(Leaves):
     """The base's own parameters as leaves. The optimizer writes them; the stack keeps the base and restores it."""
 
     def __init__(self, model: nn.Module, stack: Stack, wanted: Wanted) -> None:
@@ -39,12 +38,6 @@ class DenseLeaves:
     def patches(self) -> dict[str, Patch]:
         return {name: Dense(self.values(name).cpu()) for name in self.leaves}
 
-    def extra(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_extra(self, extra: Mapping[str, Tensor]) -> None:
-        pass
-
     def values(self, name: str) -> Tensor:
         """δ of a parameter: what it holds less base and layers, in its shape; float32 (float64 for a float64 base)."""
         leaf = self.leaves[name]
@@ -68,9 +61,6 @@ class DenseLeaves:
         for name, leaf in self.leaves.items():
             if leaf.grad is not None:
                 leaf.grad.add_(self.values(name).sign().to(leaf.dtype), alpha=strength)
-
-    def facts(self, m: int) -> dict[str, Any]:
-        return {}
 
     def detach(self) -> None:
         self.stack.lent = False

@@ -15,7 +15,7 @@ and of the group, once a group; the paper multiplies them, over every weight. An
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from gossamer.delta.patch import Dense, Patch, round_once
 from gossamer.errors import BadPlan
 from gossamer.tunable.alias import Aliases, Frame
 from gossamer.tunable.hard_concrete import expected_open, mean, open_probability, sample, slope
-from gossamer.tunable.leaves import Wanted
+from gossamer.tunable.leaves import Leaves, Wanted
 
 START = 5.0  # of α: gates begin open
 CHUNK = 1 << 20  # entries taken to float64 at once
@@ -79,7 +79,7 @@ def _sampled(alpha: Tensor, gate: Tensor | None, uniform: Uniform) -> tuple[Tens
     return sample(u, alpha), None if gate is None or u_gate is None else sample(u_gate, gate)
 
 
-class GatedLeaves:
+class GatedLeaves(Leaves):
     """Attaches w and α of every weight (structured: and α_g of every tensor) to a model.
 
     Options: `structured`; `alpha_lr`, the rate of the gates where the phase's is that of w. Their leaves follow the same
@@ -259,12 +259,6 @@ class GatedLeaves:
             gate = open_probability(self.gate[name]).double() if self.gate else 1.0
             expected += float((open_probability(alpha) * (self.w[name] != 0)).sum(dtype=torch.float64) * gate)
         return {"natural_density": expected / m}
-
-    def extra(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_extra(self, extra: Mapping[str, Tensor]) -> None:
-        pass
 
     def suspend(self) -> None:
         """The weights hold what lies beneath anyway: it is enough that no alias takes their place."""

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from gossamer.delta.delta import Delta
+from gossamer.delta.graft import Graft
 from gossamer.delta.patch import Patch
 from gossamer.delta.support import Support
 
@@ -27,7 +28,10 @@ class Wanted:
 
 
 class Leaves(Protocol):
-    """Trainable leaves on a model. Made by ``kind(model, stack, wanted)``; they write weights through the stack only."""
+    """Trainable leaves on a model. Made by ``kind(model, stack, wanted)``; they write weights through the stack only.
+
+    What has a body here is what most kinds do; it is meant to be kept or replaced whole, not extended.
+    """
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The leaves, for an optimizer."""
@@ -37,21 +41,25 @@ class Leaves(Protocol):
         """The change so far, by name of the weight; values on the CPU, not shared with the leaves."""
         ...
 
+    def grafts(self) -> tuple[Graft, ...]:
+        """The added modules so far, values as those of `patches`; none by default."""
+        return ()
+
     def add_penalty_gradient(self, strength: float) -> None:
         """Adds strength · ∂Ω to the gradients of the leaves; Ω is Σ|δ|, or what the leaves penalize in its place."""
         ...
 
     def facts(self, m: int) -> dict[str, Any]:
         """What training found out besides the change and the delta should say, {} where there is nothing; plain JSON."""
-        ...
+        return {}
 
     def extra(self) -> dict[str, Tensor]:
         """What a checkpoint must hold besides the leaves' values, {} where there is nothing."""
-        ...
+        return {}
 
     def load_extra(self, extra: Mapping[str, Tensor]) -> None:
         """Takes back what `extra` gave."""
-        ...
+        return
 
     def suspend(self) -> None:
         """Puts what lies beneath in the leaves' place for a while."""

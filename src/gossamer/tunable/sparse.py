@@ -9,7 +9,7 @@ and `state_dict` meet k ordinary parameters (`model.gossamer`), and no unselecte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -23,11 +23,11 @@ from gossamer.delta.patch import Patch, Sparse
 from gossamer.errors import BadPlan
 from gossamer.tunable.alias import Aliases, Frame, Tap
 from gossamer.tunable.bridge import Bridge, Tapped
-from gossamer.tunable.leaves import Wanted
+from gossamer.tunable.leaves import Leaves, Wanted
 from gossamer.tunable.sampled import Layout
 
 
-class SparseLeaves:
+class SparseLeaves(Leaves):
     """Attaches k leaves to a model; `layer` is what they add to the base, through the one writer."""
 
     def __init__(self, model: nn.Module, stack: Stack, wanted: Wanted) -> None:
@@ -131,20 +131,11 @@ class SparseLeaves:
             for name, leaf in self.leaves.items()
         }
 
-    def extra(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_extra(self, extra: Mapping[str, Tensor]) -> None:
-        pass
-
     def add_penalty_gradient(self, strength: float) -> None:
         """Adds strength · sign(δ) to the gradients of the leaves."""
         for leaf in self.leaves.values():
             if leaf.grad is not None:
                 leaf.grad.add_(leaf.detach().sign(), alpha=strength)
-
-    def facts(self, m: int) -> dict[str, Any]:
-        return {}
 
     def detach(self) -> None:
         for hook in self._hooks:

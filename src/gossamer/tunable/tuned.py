@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,15 +12,18 @@ from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from gossamer.delta.apply import Stack
+from gossamer.delta.attach import Scion
 from gossamer.delta.base import check, matches, outer_parameters
 from gossamer.delta.delta import Delta
 from gossamer.delta.snapshot import Snapshot
 from gossamer.delta.support import Support
 from gossamer.errors import BadPlan, Clash, Diverged
+from gossamer.tunable.bottleneck import BottleneckLeaves
 from gossamer.tunable.child import ChildLeaves
 from gossamer.tunable.dense import DenseLeaves
 from gossamer.tunable.gated import GatedLeaves
 from gossamer.tunable.leaves import Leaves, Scheduled, Wanted
+from gossamer.tunable.lora import LoraLeaves
 from gossamer.tunable.mixout import MixoutLeaves
 from gossamer.tunable.projected import ProjectedLeaves
 from gossamer.tunable.revised import AccumulatorLeaves, GradientLeaves
@@ -34,6 +38,9 @@ KINDS: dict[str, Callable[[nn.Module, Stack, Wanted], Leaves]] = {
     "projected": ProjectedLeaves,
     "spiel-ag": GradientLeaves,
     "spiel-ma": AccumulatorLeaves,
+    "houlsby": partial(BottleneckLeaves, behind="both"),
+    "pfeiffer": partial(BottleneckLeaves, behind="feedforward"),
+    "lora": LoraLeaves,
 }
 CHOSEN = {"sparse", "spiel-ag", "spiel-ma"}  # the kinds that train chosen entries and need a support
 
@@ -81,6 +88,7 @@ class Tuned:
         self._on = dict(on.terms) if on else {}
         if on:
             check(on.base, self.identity, on.terms)
+            stack.grafts.check(model, on.grafts)
         for name, module in model.named_modules():
             if isinstance(module, nn.Embedding) and module.max_norm is not None:
                 raise BadPlan(
@@ -88,6 +96,7 @@ class Tuned:
                 )
         self._before = Snapshot(model, self.head.values())
         stack.push(self._on)
+        stack.grafts.put(model, [Scion(graft) for graft in on.grafts] if on else [])
         stack.tuned = True
         try:
             for parameter in model.parameters():
@@ -150,11 +159,18 @@ class Tuned:
         for name, patch in patches.items():
             if not patch.finite:
                 raise Diverged(f"training diverged: {name!r} holds NaN or infinite values; lower the learning rate")
+        grafts = self.leaves.grafts()
+        for graft in grafts:
+            if not graft.finite:
+                raise Diverged(
+                    f"training diverged: the module added at {graft.place!r} holds NaN or infinite values; lower the "
+                    "learning rate"
+                )
         head = {name: p.detach().cpu().clone() for name, p in self.head.items()}
         if not all(bool(tensor.isfinite().all()) for tensor in head.values()):
             raise Diverged("training diverged: the head holds NaN or infinite values; lower the learning rate")
         about = {**self.about, **self.leaves.facts(self.m), "m": self.m, "k": self.k}
-        return Delta.of(patches, base=self.identity, head=head, about=about).rounded(values)
+        return Delta.of(patches, base=self.identity, head=head, about=about, grafts=grafts).rounded(values)
 
     @contextmanager
     def disabled(self) -> Iterator[nn.Module]:
@@ -204,6 +220,7 @@ class Tuned:
 
     def _release(self) -> None:
         self.stack.tuned = self.stack.lent = False
+        self.stack.grafts.clear()
         for layer in reversed(self.stack.layers):
             self.stack.pop(layer)
         self._before.restore()
