@@ -16,10 +16,11 @@ import pytest
 from gossamer.delta.store import load
 from gossamer.errors import BadData, BadPlan, Clash
 from gossamer.study import compare as module
-from gossamer.study.compare import Comparison, compare, plan
+from gossamer.study.compare import Comparison, compare
 from gossamer.study.ledger import Ledger
 from gossamer.study.memory import PROCESS, peak_memory
 from gossamer.study.report import complete, markdown, summary
+from gossamer.study.settings import plan
 from gossamer.train.config import FitConfig
 from gossamer.train.job import run_fit
 from tests.tiny import base_directory, rows

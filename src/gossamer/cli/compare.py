@@ -104,8 +104,8 @@ def compare(
         Print the summary as JSON.
     """
     from gossamer.study.compare import compare as run
-    from gossamer.study.compare import plan
     from gossamer.study.report import complete, cost_table, markdown, plot, score_table, summary, title
+    from gossamer.study.settings import plan
 
     settings: dict[str, Any] = {
         "base": base, "train": train, "eval": eval, "density": density, "k": k, "task": task, "label": label,
