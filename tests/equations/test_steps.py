@@ -280,3 +280,12 @@ def test_spiel_ag_is_adam_with_an_age_an_entry(clip: float | None, parts: int, s
     assert len(tuned.leaves.history) == 3
     assert any(bool(offset.any()) for offset in tuned.leaves.ages.offsets.values())
     tuned.detach()
+
+
+def test_sm3_leaves_alone_what_has_a_gradient_too_small_to_square() -> None:
+    for shape in ((2, 2), (4,)):
+        p = nn.Parameter(torch.ones(shape))
+        optimizer = SM3([p], lr=0.1)
+        p.grad = torch.tensor([0.0, 1e-30, 1.0, -1.0]).view(shape)
+        optimizer.step()
+        torch.testing.assert_close(p.detach().reshape(-1), torch.tensor([1.0, 1.0, 0.9, 1.1]))

@@ -43,7 +43,9 @@ class SM3(torch.optim.Optimizer):
                     continue
                 g = p.grad.to(torch.promote_types(p.dtype, torch.float32))
                 nu = _accumulate(self.state[p], g, getattr(p, "entries", None))
-                update = torch.where(g == 0, 0.0, g * nu.rsqrt())  # 0 / √0 = 0
+                update = torch.where(
+                    nu > 0, g * nu.rsqrt(), 0.0
+                )  # 0 where no gradient has come, or none whose square is
                 p.mul_(1.0 - group["lr"] * group["weight_decay"])
                 p.add_(update.to(p.dtype), alpha=-float(group["lr"]))
         return loss
