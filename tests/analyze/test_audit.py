@@ -44,6 +44,15 @@ def test_a_trained_delta_changes_no_more_than_it_stores(method: str) -> None:
     assert 0 < sum(row.differ for row in rows) <= sum(row.stored for row in rows) == delta.k
 
 
+def test_added_modules_pad_the_base() -> None:
+    model, train = build("bert"), data("bert")
+    for method in ("pfeiffer", "lora"):
+        delta = gs.fit(model, method, trainer=lambda m: Loop(m, train))
+        rows = audit(model, delta)
+        assert sum(row.padded for row in rows) == sum(row.stored for row in rows) == delta.k
+        assert (sum(row.differ for row in rows) > 0) == (method == "lora")
+
+
 def test_another_base_is_refused() -> None:
     delta = Delta.of({FIRST: Dense(torch.ones(16, 32))}, base=identity(build("bert")))
     other = build("bert")

@@ -272,3 +272,10 @@ def test_all_mistakes_of_a_configuration_are_told_at_once(here: Path, capsys: py
     assert status == 2
     for mistake in ("train is missing", "density=7", "lr=-1", "nonsense"):
         assert mistake in err
+
+
+def test_which_kernel_is_in_use(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert told("show --build", capsys)["sampled gradient"]
+    for wrong in ("show", "show mine.safetensors --build"):
+        status, _, errors = call(wrong, capsys)
+        assert status == 2 and "--build alone" in errors

@@ -163,3 +163,11 @@ def test_a_changing_support_under_trainer_says_how_much_it_jumped(method: str, t
         run_fit(
             config.model_copy(update={"method": "spiel-ag", "options": {"every": 7}, "out": tmp_path / "e.safetensors"})
         )
+
+
+def test_automatic_mixed_precision_without_an_accelerator(tmp_path: Path) -> None:
+    base = base_directory(tmp_path / "base")
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(32)))
+    config = FitConfig(base=str(base), train=str(tmp_path / "train.jsonl"), out=tmp_path / "d.safetensors", steps=2,
+                       method="random", precision="bf16", batch_size=8)  # fmt: skip
+    assert run_fit(config).delta.norm() > 0

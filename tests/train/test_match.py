@@ -50,7 +50,6 @@ def test_the_head_is_not_counted() -> None:
 
 @pytest.mark.parametrize("kind", ["pfeiffer", "houlsby"])
 def test_adapters_count_their_places(kind: str) -> None:
-    pytest.importorskip("gossamer.tunable.places")
     places = {"pfeiffer": 2, "houlsby": 4}[kind]  # two layers of width 16
     assert matched(build("bert"), f"{kind}:3") == places * (2 * 16 * 3 + 3 + 16)
 

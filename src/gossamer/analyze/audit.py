@@ -26,11 +26,13 @@ class Audited:
     size: int  # entries of the parameter
     stored: int  # values that the delta stores for it
     differ: int  # entries that hold another value, bit for bit, with the delta on
-    padded: int  # entries of low-rank factors, which pad the base beside this parameter
+    padded: int  # entries of low-rank factors, or of an added module, which pad the base
 
 
 def audit(model: nn.Module, delta: Delta) -> list[Audited]:
-    """One row for each parameter of the base, touched or not, in the base's order; the model is left as it was.
+    """One row for each parameter of the base, touched or not, in the base's order, then one for each added module.
+
+    The model is left as it was.
 
     Args:
         model: the base of the delta, with any head or none.
@@ -47,7 +49,8 @@ def audit(model: nn.Module, delta: Delta) -> list[Audited]:
         patches = [patch for _, patch in whole.get(name, ())]
         padded = sum(patch.count for patch in patches if isinstance(patch, LowRank))
         found.append(Audited(name, bits.numel(), sum(patch.count for patch in patches), differ[name], padded))
-    return found
+    added = [Audited(f"{graft.place} + {graft.kind}", 0, graft.count, 0, graft.count) for graft in delta.grafts]
+    return found + added
 
 
 def _bits(parameter: Tensor) -> Tensor:

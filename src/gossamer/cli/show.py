@@ -15,14 +15,16 @@ from gossamer.cli.output import Flag, console, emit, quiet, scores_table, size, 
 from gossamer.delta.delta import Delta
 from gossamer.delta.store import load
 from gossamer.errors import BadPlan
+from gossamer.tunable.sampled import build as way
 
 
 def show(
-    delta: Path,
+    delta: Path | None = None,
     *,
     plot: Path | None = None,
     audit: Flag = False,
     base: str | None = None,
+    build: Flag = False,
     json: Flag = False,
 ) -> None:
     """Say what a delta is: base, method, task, scores, density, bytes, and where its changes lie.
@@ -37,9 +39,16 @@ def show(
         Load the base, put the delta on, and count the entries that really differ.
     base
         The base to audit with, where it is no longer where the delta was trained.
+    build
+        Say, in place of a delta, which way sparse gradients are computed on this machine.
     json
         Print the facts as JSON.
     """
+    if build or delta is None:
+        if not build or delta is not None:
+            raise BadPlan("show needs either a delta's file, or --build alone")
+        emit({"sampled gradient": way()}) if json else console.print(f"sampled gradient: {way()}", highlight=False)
+        return
     if base and not audit:
         raise BadPlan("--base is the model that --audit counts on; give --audit too")
     loaded = load(delta)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
@@ -186,6 +187,7 @@ def training_arguments(config: FitConfig, phase: Fit, *, evaluate: bool, metric:
         weight_decay=0.0 if full else config.weight_decay,  # dense decay would bias the choice to large weights
         max_grad_norm=config.clip,
         bf16=config.precision == "bf16",
+        use_cpu=not torch.accelerator.is_available(),  # said outright, or transformers refuses bf16 there
         seed=config.seed,
         data_seed=config.seed + phase.index,
         train_sampling_strategy="group_by_length",

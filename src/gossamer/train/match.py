@@ -9,9 +9,6 @@ bitfit        the number of entries of bias vectors
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from importlib import import_module
-from typing import Any
 
 from torch import nn
 
@@ -19,9 +16,11 @@ from gossamer.delta.base import backbone
 from gossamer.errors import BadPlan
 from gossamer.select.bias import bias
 from gossamer.train.choose import Patterns, maskable
+from gossamer.tunable.places import block_linears, find_places
 from gossamer.tunable.tuned import head_parameters
 
-SIZED = ("lora", "pfeiffer", "houlsby")
+BEHIND = {"pfeiffer": "feedforward", "houlsby": "both"}  # where bottlenecks stand
+SIZED = ("lora", *BEHIND)
 
 
 def matched(model: nn.Module, match: str, head: bool | Patterns = True) -> int:
@@ -39,8 +38,8 @@ def matched(model: nn.Module, match: str, head: bool | Patterns = True) -> int:
         if name == "bitfit":
             return bias(maskable(model, head, ())).k
         if name == "lora":
-            return size * sum(sum(layer.weight.shape) for layer in _linear_layers(model, head))  # type: ignore[misc]
-        return sum(2 * place.width * size + size + place.width for place in _adapter_places(model, name))
+            return size * sum(sum(weight.shape) for weight in _lora_weights(model, head))
+        return sum(2 * place.width * size + size + place.width for place in find_places(model, BEHIND[name]))
     except BadPlan as error:
         raise BadPlan(f"match={match!r}: {error}") from None
 
@@ -57,21 +56,11 @@ def parsed(match: str) -> tuple[str, int]:
     return name, int(size)
 
 
-def _linear_layers(model: nn.Module, head: bool | Patterns) -> list[nn.Module]:
-    """The linear layers of numbered blocks (a number in their name), whose weight is [out, in] or [in, out] (Conv1D)."""
+def _lora_weights(model: nn.Module, head: bool | Patterns) -> list[nn.Parameter]:
+    """The matrices that LoRA changes by default, those of the head left out."""
     mine = {id(p) for p in head_parameters(model, head).values()}
-    found = [
-        layer
-        for name, layer in backbone(model).named_modules()
-        if re.search(r"(^|\.)\d+(\.|$)", name)
-        and (isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D")
-        and id(layer.weight) not in mine
-    ]
+    weights = [layer.weight for layer in block_linears(backbone(model)).values()]
+    found = [w for w in weights if isinstance(w, nn.Parameter) and id(w) not in mine]
     if not found:
         raise BadPlan("this model's backbone has no linear layers in repeated blocks; give k or a density instead")
     return found
-
-
-def _adapter_places(model: nn.Module, kind: str) -> Iterable[Any]:
-    """Where adapters of a kind would go; each has the `width` of the states there."""
-    return import_module("gossamer.tunable.places").find_places(model, kind)

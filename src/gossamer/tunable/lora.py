@@ -19,7 +19,7 @@ from gossamer.delta.base import backbone
 from gossamer.delta.patch import LowRank, Patch
 from gossamer.errors import BadPlan, Clash
 from gossamer.tunable.leaves import Leaves, Wanted
-from gossamer.tunable.places import blocks, linears, named
+from gossamer.tunable.places import block_linears, linears, named
 
 _ADAPTER = "default"
 
@@ -91,10 +91,7 @@ def _targets(model: nn.Module, wanted: Wanted) -> dict[str, str]:
     patterns = wanted.options.get("targets", ())
     if hasattr(bottom, "peft_config"):
         raise Clash("this model already carries adapters of peft; unload them first")
-    inside = named(linears(bottom), patterns, "targets")
-    if not patterns:
-        inside = {name: layer for prefix, block in blocks(bottom) for name, layer in linears(block, prefix).items()}
-    inside = {name: layer for name, layer in inside.items() if not isinstance(layer, nn.MultiheadAttention)}
+    inside = named(linears(bottom), patterns, "targets") if patterns else block_linears(bottom)
     names = {id(parameter): name for name, parameter in bottom.named_parameters()}
     users: dict[int, int] = {}
     for module in model.modules():

@@ -110,6 +110,12 @@ def linears(module: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
     return found
 
 
+def block_linears(bottom: nn.Module) -> dict[str, nn.Module]:
+    """The linear layers of a backbone's repeated blocks, fused attention left out."""
+    found = {name: layer for prefix, block in blocks(bottom) for name, layer in linears(block, prefix).items()}
+    return {name: layer for name, layer in found.items() if not isinstance(layer, nn.MultiheadAttention)}
+
+
 def named(found: dict[str, nn.Module], patterns: Iterable[str], option: str) -> dict[str, nn.Module]:
     """Those of some modules that patterns name. Raises BadPlan for a pattern that names none."""
     chosen: dict[str, nn.Module] = {}
