@@ -21,8 +21,8 @@ from gossamer.tunable.dense import DenseLeaves
 from gossamer.tunable.leaves import Jumping, Leaves, Scheduled, Wanted
 from gossamer.tunable.mixout import MixoutLeaves
 from gossamer.tunable.projected import ProjectedLeaves
-from gossamer.tunable.revised import AccumulatorLeaves, GradientLeaves
 from gossamer.tunable.sparse import SparseLeaves
+from gossamer.tunable.spiel import AccumulatorLeaves, GradientLeaves
 
 KINDS: dict[str, Callable[[nn.Module, Stack, Wanted], Leaves]] = {
     "dense": DenseLeaves,
