@@ -26,8 +26,8 @@ from gossamer.tunable.leaves import Leaves, Scheduled, Wanted
 from gossamer.tunable.lora import LoraLeaves
 from gossamer.tunable.mixout import MixoutLeaves
 from gossamer.tunable.projected import ProjectedLeaves
-from gossamer.tunable.revised import AccumulatorLeaves, GradientLeaves
 from gossamer.tunable.sparse import SparseLeaves
+from gossamer.tunable.spiel import AccumulatorLeaves, GradientLeaves
 
 KINDS: dict[str, Callable[[nn.Module, Stack, Wanted], Leaves]] = {
     "dense": DenseLeaves,
