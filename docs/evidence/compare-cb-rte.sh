@@ -3,7 +3,9 @@
 # Arguments: cb, rte or both (default). METHODS, SEEDS, RATES, EPOCHS may be set. To be stopped and started again at any time.
 set -euo pipefail
 : "${DATA:?the folder that holds cb/ and rte/}" "${OUT:?an absolute path for the results}"
-METHODS=${METHODS:-$(gossamer methods --json | python3 -c 'import json, sys; print(",".join(r["method"] for r in json.load(sys.stdin)))')}
+# every distinct method: child-d chooses what fisher does, and sam by default what gradient does
+METHODS=${METHODS:-random,full,lt-sft,magnitude,sam:curvature=hutchinson,gradient,fisher,bitfit,diff-pruning,lora,pfeiffer,\
+child-pruning,spiel-ag,mixout,child-f,houlsby,spiel-ma,diff-pruning-structured}
 mkdir -p "$OUT/data"
 
 # 150 examples of CB train; the other 75 and val (25 examples, none of them a contradiction) choose rate and epoch
@@ -18,9 +20,9 @@ common=(--base minilm --task classify --fields premise,hypothesis --label label 
 [ $# -gt 0 ] || set -- cb rte
 for set in "$@"; do
   case $set in
-    cb)  gossamer compare "${common[@]}" --epochs "${EPOCHS:-8}" --train cb-train.jsonl --eval cb-dev.jsonl \
-                  --test cb-test.jsonl --out ../cb ;;
-    rte) gossamer compare "${common[@]}" --epochs "${EPOCHS:-3}" --train rte-train.jsonl --train-limit 500 --eval rte-val.jsonl \
+    cb)  gossamer compare "${common[@]}" --epochs "${EPOCHS:-6}" --save-steps 30 --train cb-train.jsonl \
+                  --eval cb-dev.jsonl --test cb-test.jsonl --out ../cb ;;
+    rte) gossamer compare "${common[@]}" --epochs "${EPOCHS:-2}" --train rte-train.jsonl --train-limit 500 --eval rte-val.jsonl \
                   --test rte-test.jsonl --out ../rte ;;
     *)   echo "unknown data set $set; expected cb or rte" >&2; exit 2 ;;
   esac
