@@ -289,3 +289,16 @@ def test_sm3_leaves_alone_what_has_a_gradient_too_small_to_square() -> None:
         p.grad = torch.tensor([0.0, 1e-30, 1.0, -1.0]).view(shape)
         optimizer.step()
         torch.testing.assert_close(p.detach().reshape(-1), torch.tensor([1.0, 1.0, 0.9, 1.1]))
+
+
+def test_sm3_keeps_the_dtype_of_its_accumulators_when_loaded() -> None:
+    leaf = nn.Parameter(torch.randn(3, 4).bfloat16())
+    optimizer = SM3([leaf], lr=0.1)
+    leaf.grad = torch.randn_like(leaf)
+    optimizer.step()
+    kept = optimizer.state_dict()
+    other = SM3([leaf], lr=0.1)
+    other.load_state_dict(copy.deepcopy(kept))
+    for name, found in other.state[leaf].items():
+        assert found.dtype == torch.float32
+        assert torch.equal(found, optimizer.state[leaf][name])

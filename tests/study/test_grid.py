@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
-
 import pytest
 
 from gossamer.errors import BadPlan
-from gossamer.study.grid import Entry, distinct, read_entries, read_rates
-from gossamer.train.plan import Method, row_of
+from gossamer.study.grid import distinct, read_entries, read_rates
+from gossamer.train.plan import row_of
 
 
 def test_methods_with_options() -> None:
@@ -18,7 +15,6 @@ def test_methods_with_options() -> None:
     assert [entry.row.name for entry in entries] == ["full", "random", "lt-sft"]
     assert entries[1].options == {"per_tensor": True}
     assert (entries[2].options, entries[2].settings) == ({"rounds": 2, "l1": 0.1}, {"full_lr": 2e-4})
-    assert [entry.plain for entry in entries] == [True, False, False]
 
 
 def test_every_mistake_of_methods() -> None:
@@ -38,20 +34,16 @@ def test_rates() -> None:
             read_rates(bad)
 
 
-@dataclass(frozen=True)
-class Twin(Method):
-    twin: str = ""
+def test_each_distinct_support_is_listed_once() -> None:
+    def kept(methods: str) -> list[str]:
+        entries, mistakes = read_entries(methods)
+        assert not mistakes
+        return [entry.label for entry in distinct(entries)[0]]
 
-
-def test_twins_are_listed_once() -> None:
-    def entry(name: str, **options: Any) -> Entry:
-        return Entry(name, replace(row_of("fisher"), name=name), options, {})
-
-    first = entry("first")
-    twin = replace(first, label="second", row=Twin(**{**vars(first.row), "name": "second"}, twin="first"))
-    assert distinct([first, twin])[0] == [first]
-    assert distinct([twin, first])[0] == [twin], "in any order"
-    assert "same support as second" in distinct([twin, first])[1][0]
-    assert distinct([twin]) == ([twin], [])
-    other = replace(twin, options={"per_tensor": True})
-    assert distinct([first, other]) == ([first, other], [])
+    assert kept("gradient,sam,random") == ["gradient", "random"]
+    assert kept("sam,gradient") == ["sam"], "in any order"
+    assert kept("gradient,sam:curvature=identity:probes=3") == ["gradient"]
+    assert kept("gradient,sam:curvature=hutchinson,sam") == ["gradient", "sam:curvature=hutchinson"]
+    assert kept("fisher:per=batch,child-d,child-d:per=batch") == ["fisher:per=batch", "child-d"]
+    assert kept("fisher,child-d:per_tensor=true") == ["fisher", "child-d:per_tensor=true"]
+    assert "same support as gradient" in distinct(read_entries("gradient,sam")[0])[1][0]

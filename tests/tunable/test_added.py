@@ -349,3 +349,23 @@ def test_divergence_is_named(method: str) -> None:
             next(tuned.parameters()).fill_(float("nan"))
         with pytest.raises(Diverged, match="encoder"):
             tuned.delta()
+
+
+def test_lora_takes_whole_names_only() -> None:
+    """One layer's name is the end of another's, and the other is excluded."""
+    block = lambda: nn.ModuleList([nn.ModuleDict({"fc": nn.Linear(4, 4)})])  # noqa: E731
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers, self.encoder = block(), nn.ModuleDict({"layers": block()})
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.encoder["layers"][0]["fc"](self.layers[0]["fc"](x))
+
+    model = Two()
+    before = bits(model)
+    with gs.tune(model, "lora", r=1, targets=["layers.0.fc"], exclude=["encoder"], head=False) as tuned:
+        assert type(model.encoder["layers"][0]["fc"]) is nn.Linear
+        assert tuned.k == 8
+    assert same_bits(model, before)

@@ -152,3 +152,18 @@ def test_no_dense_gradient_of_a_linear_is_ever_made(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr("gossamer.tunable.bridge.gather", refuse)
         model(**batches(1)[0]).loss.backward()
         assert all(leaf.grad is not None for leaf in tuned.leaves.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_defaults_of_dtype_and_device_do_not_matter(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    a, b, layout = torch.randn(70, 33), torch.randn(70, 65), Layout.of(torch.arange(0, 33 * 65, 7), 65)
+    with torch.no_grad():
+        expected = sampled(a, b, layout)
+        torch.set_default_dtype(dtype)
+        try:
+            with torch.device("meta"):
+                found = sampled(a, b, layout)
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, expected)

@@ -328,7 +328,7 @@ def test_l1_adds_its_gradient_once_a_step_after_clipping() -> None:
             leaf.grad = torch.zeros_like(leaf)
             signs.append(leaf.detach().clone())
         optimizer = torch.optim.SGD(leaves, lr=1.0)
-        tuned.l1(optimizer, 0.5 * tuned.m)
+        tuned.penalize(0.5 * tuned.m)
         optimizer.step()
         for leaf, sign in zip(leaves, signs, strict=True):
             assert torch.equal(leaf.detach(), sign - 0.5 * sign)

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import gossamer as gs
 from gossamer.delta.support import Support
 from gossamer.errors import BadPlan
+from gossamer.select.change import change
 from gossamer.select.grow_drop import grow_drop
 from gossamer.tunable.candidates import Candidates, end_step, largest
 from gossamer.tunable.mixout import mixed
@@ -341,3 +342,32 @@ def test_what_cannot_work_says_so_at_the_first_step() -> None:
     leaves = Tuned(classifier(), None, kind="projected", k=9, options={"every": 1, "burn_in": 0.5, "per_tensor": False})
     with pytest.raises(BadPlan, match="share of the steps"):
         steps(leaves, torch.optim.AdamW(leaves.parameters()), 1)
+
+
+def test_gradients_that_a_fused_optimizer_has_yet_to_unscale() -> None:
+    """A GradScaler hands its scale to fused optimizers; penalties and scores must be on the same footing as without it."""
+    found = []
+    for scale in (None, 1024.0):
+        model = classifier().eval()
+        with gs.tune(model, "random", k=60, head=False) as tuned:
+            tuned.penalize(0.5 * tuned.m)
+            optimizer = torch.optim.SGD(tuned.parameters(), lr=1.0, fused=True)
+            for leaf in tuned.parameters():
+                leaf.data.fill_(1.0)
+                leaf.grad = torch.zeros_like(leaf)
+            if scale:
+                optimizer.grad_scale, optimizer.found_inf = torch.tensor(scale), torch.tensor(0.0)
+            optimizer.step()
+            found.append(torch.cat([1.0 - leaf.detach() for leaf in tuned.parameters()]))
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_projection_must_come_round_and_what_it_kept_counts_as_moved() -> None:
+    tuned = Tuned(classifier(), None, kind="projected", k=9, options={"every": 6, "burn_in": 1.0, "per_tensor": False})
+    with pytest.raises(BadPlan, match="before the first projection"):
+        tuned.begin(5)
+    tuned.detach()
+    moved = {"w": torch.tensor([0.0, 3.0, 0.0, 0.0])}
+    with pytest.raises(BadPlan, match="only 1 moved"):
+        change(moved, 2)
+    assert change(moved, 2, kept=Support({"w": torch.tensor([1, 3])}))["w"].tolist() == [1, 3]

@@ -27,6 +27,7 @@ def compare(
     lr_grid: str = "x0.3,x1,x3",
     density: float | None = None,
     k: int | None = None,
+    match: str | None = None,
     task: str | None = None,
     fields: str | None = None,
     label: str | None = None,
@@ -72,6 +73,8 @@ def compare(
         Share of the base's weights to train, for methods that take one. Default: 0.005.
     k
         Number of the base's weights to train, in place of a density.
+    match
+        Another method whose number of trained weights it shall be: lora:8, pfeiffer:16, houlsby:16, bitfit.
     task
         `classify` (alias `text-classification`): labels, or numbers (regression). Default: classify.
     fields
@@ -95,7 +98,7 @@ def compare(
     save_steps
         Steps between looks at --eval. Default: an epoch.
     least
-        The smallest difference that "A beats B" claims; an interval wholly below it refutes the claim.
+        The smallest difference that "A beats B" claims; an interval wholly below it that does not lie above 0 refutes the claim.
     all
         Also run methods that choose the same weights as another one in the list.
     keep
@@ -108,7 +111,7 @@ def compare(
     from gossamer.study.settings import plan
 
     settings: dict[str, Any] = {
-        "base": base, "train": train, "eval": eval, "density": density, "k": k, "task": task, "label": label,
+        "base": base, "train": train, "eval": eval, "density": density, "k": k, "match": match, "task": task, "label": label,
         "fields": None if fields is None else tuple(fields.split(",")), "metric": metric, "max_length": max_length,
         "train_limit": train_limit, "epochs": epochs, "steps": steps, "batch_size": batch_size, "precision": precision,
         "save_steps": save_steps,

@@ -13,9 +13,16 @@ from gossamer.errors import BadPlan
 
 
 def change(
-    differences: Mapping[str, Tensor], k: int, *, without: Support | None = None, per_tensor: bool = False
+    differences: Mapping[str, Tensor],
+    k: int,
+    *,
+    without: Support | None = None,
+    kept: Support | None = None,
+    per_tensor: bool = False,
 ) -> Support:
     """The k largest |θ1 − θ0| that are not in `without`; `differences` holds θ1 − θ0 of each parameter.
+
+    Entries that are `kept` (a support that training has already settled on) count as moved even if they came back to θ0.
 
     Raises:
         BadPlan: fewer than k entries moved (or, `per_tensor`, fewer than a tensor's share), so that the rest of the
@@ -30,6 +37,9 @@ def change(
         if without and name in without:
             score = score.clone()
             score[without[name]] = 0.0
+        if kept and name in kept:
+            score = score.clone()
+            score[kept[name]] = score[kept[name]].clamp(min=torch.finfo(score.dtype).tiny)
         return score
 
     available = {name: int(torch.count_nonzero(moved(name))) for name in differences}

@@ -24,7 +24,7 @@ def grow_drop(
     """The next support: in each tensor n = round(rate · k_i) smallest |δ| leave and the n best candidates enter.
 
     Candidates that stay anyway, or whose score is 0, do not count; where they are too few, the largest of the dropped
-    stay. Ties go to the lowest index. At rate 1 everything is replaced.
+    stay. Ties go to the lowest index; of dropped entries that tie, the highest comes back. At rate 1 everything is replaced.
 
     >>> grow_drop(Support({"w": torch.tensor([1, 4])}), {"w": torch.tensor([0.5, -2.0])},
     ...           {"w": (torch.tensor([2, 3, 4]), torch.tensor([1.0, 3.0, 9.0]))}, rate=0.5)["w"]

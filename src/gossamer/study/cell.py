@@ -44,12 +44,14 @@ def name(config: FitConfig, data: str, base: str) -> str:
 
     Args:
         config: of the fine-tuning.
-        data, base: digests of the tables (training, evaluation, test) and of the base's weights.
+        data, base: digests of the tables (training, evaluation, test), and of the base's weights and vocabulary.
     """
     row = row_of(config.method)
-    told = {n: v for n, v in config.facts().items() if v is not None and n not in ("train", "eval", "train_limit")}
+    told = {
+        n: v for n, v in config.facts().items() if v is not None and n not in ("base", "train", "eval", "train_limit")
+    }
     facts = {**told, "options": settle(row, config.options), "phases": [asdict(phase) for phase in row.phases],
-             "data": data, "base digest": base}  # fmt: skip
+             "data": data, "base digest": base, "gossamer": importlib.metadata.version("gossamer")}  # fmt: skip
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from gossamer.delta.apply import Stack
@@ -23,6 +24,7 @@ from gossamer.study.settings import Plan
 from gossamer.tasks.task import plan_task
 from gossamer.train.callback import Progress
 from gossamer.train.job import Bench
+from gossamer.train.match import matched
 from gossamer.train.plan import budget
 from gossamer.train.tune import count
 
@@ -79,8 +81,10 @@ def compare(planned: Plan, *, keep: bool = False, watch: Watch | None = None) ->
     encoded = {part: task.encode(bench.tokenizer, table) for part, table in planned.tables.items() if table is not None}
     for entry in planned.entries:
         of = planned.config(entry, 1.0, 0)
-        budget(entry.row, count(bench.model, bench.head), of.density, of.k)
-    base = digest([(n, sorted(record.digests.items())) for n, record in Stack.over(bench.model).identity().items()])
+        budget(entry.row, count(bench.model, bench.head), of.density, of.k, of.match,
+               partial(matched, bench.model, head=bench.head))  # fmt: skip
+    weights = [(n, sorted(record.digests.items())) for n, record in Stack.over(bench.model).identity().items()]
+    base = digest(weights, sorted(bench.tokenizer.get_vocab().items()))
     split = "test" if test is not None else "eval"
     baseline, metric, data = task.baseline(encoded[split])[task.metric], task.metric, digest(train, held, test)
     examples = {part: len(found) for part, found in encoded.items()}

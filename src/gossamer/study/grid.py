@@ -29,11 +29,6 @@ class Entry:
     options: dict[str, Any]
     settings: dict[str, Any]
 
-    @property
-    def plain(self) -> bool:
-        """Whether nothing but the row's own defaults is used."""
-        return not self.options and not self.settings
-
 
 @dataclass(frozen=True)
 class Rates:
@@ -108,14 +103,21 @@ def read_rates(text: str) -> Rates:
 def distinct(entries: list[Entry]) -> tuple[list[Entry], list[str]]:
     """Without methods that choose the support of an earlier one in the list, and a note for each that is left out.
 
-    A row names the row whose support it shares, at the defaults of both, as its `twin`.
+    A row names the row whose support it shares at equal options, as its `twin`; a twin's further options, at their
+    defaults, change nothing.
     """
-    kept, notes = [], []
+    kept: dict[str, Entry] = {}
+    notes = []
     for entry in entries:
-        mine = {entry.row.name, getattr(entry.row, "twin", "")} - {""}
-        before = [e for e in kept if e.plain and {e.row.name, getattr(e.row, "twin", "")} & mine]
-        if entry.plain and before:
-            notes.append(f"{entry.label}: same support as {before[0].label}, run once (--all runs both)")
-        else:
-            kept.append(entry)
-    return kept, notes
+        known = settle(entry.row, entry.options)
+        theirs = row_of(entry.row.twin).options if entry.row.twin else entry.row.options
+        # a sam with another curvature is a method of its own; with the default one its probes mean nothing
+        own = any(known[n] != entry.row.defaults[n] for n in known.keys() - theirs.keys() - {"probes"})
+        shared = {n: v for n, v in known.items() if own or n in theirs}
+        key = repr(
+            (entry.row.name if own else entry.row.twin or entry.row.name, sorted(shared.items()), entry.settings)
+        )
+        if key in kept:
+            notes.append(f"{entry.label}: same support as {kept[key].label}, run once (--all runs both)")
+        kept.setdefault(key, entry)
+    return list(kept.values()), notes

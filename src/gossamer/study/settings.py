@@ -45,7 +45,7 @@ def plan(
     """Checks all settings of a comparison together.
 
     Args:
-        settings: of `FitConfig`, for all methods: base, train, eval, density or k, epochs, …; None means the default.
+        settings: of `FitConfig`, for all methods: base, train, eval, density, k or match, epochs, …; None means the default.
         methods, lr_grid: see `study.grid`.
         out: the directory of the comparison.
         seeds: how many, from 0.
@@ -69,7 +69,7 @@ def plan(
         mistakes.append(f"out={out} is a file; a comparison needs a directory")
     if not (math.isfinite(least) and least >= 0):
         mistakes.append(f"least={least}: a claimed difference is 0 or more")
-    sized = {"density", "k"} & told.keys()
+    sized = {"density", "k", "match"} & told.keys()
     if sized and entries and not any(entry.row.counted for entry in entries):
         mistakes.append(f"none of the methods takes {' or '.join(sorted(sized))}: each trains a fixed set of weights")
     if "eval" not in told:
@@ -101,6 +101,6 @@ def _config(settings: Mapping[str, Any], entry: Entry | None, rate: float | None
     flags = {**settings, "out": out, "seed": seed, "lr": rate, "force": True}
     if entry is not None:
         if not entry.row.counted:
-            flags = {name: value for name, value in flags.items() if name not in ("density", "k")}
+            flags = {name: value for name, value in flags.items() if name not in ("density", "k", "match")}
         flags |= {"method": entry.row.name, "options": entry.options, **entry.settings}
     return gather(None, flags)

@@ -105,7 +105,7 @@ def fit(
     plan = {**about, "k": k, "on": on.digest if on else None, "base": _digest(model, head)}
     store = Path(checkpoint) / "progress.safetensors" if checkpoint else None
     state = _begin(store, plan, resume)
-    result, moved = state, None
+    result, moved, kept = state, None, None
     for at, phase in enumerate(phases):
         if at < state.about["next"]:
             continue
@@ -113,7 +113,8 @@ def fit(
             if phase.rule == "change":
                 assert moved is not None and k is not None
                 share = _share(k, phases, at)
-                chosen = change(_dense_values(moved), share, without=state.support, per_tensor=settled["per_tensor"])
+                chosen = change(_dense_values(moved), share, without=state.support, kept=kept,
+                                per_tensor=settled["per_tensor"])  # fmt: skip
             else:
                 with beneath(model, on):
                     chosen = choose(model, phase.rule, k, data=data, loss=loss, head=head, exclude=spared, seed=seed,
@@ -130,6 +131,7 @@ def fit(
         try:
             _train(trainer, tuned, phase, {"plan": plan, "phase": at}, resume, progress)
             result = tuned.delta("fp32")
+            kept = tuned.leaves.kept()
             facts = {**state.about.get("facts", {}), **tuned.leaves.facts(tuned.m)}
         finally:
             tuned.detach()

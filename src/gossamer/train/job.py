@@ -155,7 +155,8 @@ def train_delta(
             watch(phase, found)
 
     last = row_of(config.method).fits[-1].tunable
-    loader = DataLoader(train, batch_size=config.batch_size, collate_fn=bench.collate)  # type: ignore[arg-type]
+    shuffled = torch.Generator().manual_seed(0)  # rules score the first examples, and files may be sorted by label
+    loader = DataLoader(train, batch_size=config.batch_size, collate_fn=bench.collate, shuffle=True, generator=shuffled)  # type: ignore[arg-type]
     return fit(bench.model, config.method, trainer=trainer, density=config.density, k=config.k, match=config.match,
                data=loader, on=on,
                head=bench.head, exclude=config.exclude, values=config.values, seed=config.seed, checkpoint=config.partial,
@@ -189,7 +190,7 @@ def training_arguments(config: FitConfig, phase: Fit, *, evaluate: bool, metric:
         bf16=config.precision == "bf16",
         use_cpu=not torch.accelerator.is_available(),  # said outright, or transformers refuses bf16 there
         seed=config.seed,
-        data_seed=config.seed + phase.index,
+        data_seed=config.seed + 1_000_003 * phase.left,  # the last phase sees one order whatever came before it
         train_sampling_strategy="group_by_length",
         remove_unused_columns=False,
         dataloader_pin_memory=False,

@@ -40,6 +40,7 @@ class Fit:
     round: int = 0
     optimizer: str = "adamw"  # or "sm3", for a method that reads its accumulators
     index: int = 0  # place among the fits of the whole run
+    left: int = 0  # fits that follow
 
 
 Phase = Choose | Fit
@@ -76,8 +77,9 @@ class Method:
     def plan(self, rounds: int = 1) -> list[Phase]:
         """The phases in order, numbered; `rounds` repeats them (growing support)."""
         phases = [replace(p, round=r) if isinstance(p, Fit) else p for r in range(rounds) for p in self.phases]
-        fits = iter(range(len(phases)))
-        return [replace(p, index=next(fits)) if isinstance(p, Fit) else p for p in phases]
+        count = sum(isinstance(p, Fit) for p in phases)
+        fits = iter(range(count))
+        return [replace(p, index=(i := next(fits)), left=count - 1 - i) if isinstance(p, Fit) else p for p in phases]
 
 
 DENSE = Fit("dense", lr=1e-4)

@@ -14,7 +14,7 @@ from gossamer.delta.delta import Delta
 from gossamer.errors import BadPlan
 from gossamer.select.grow_drop import grow_drop
 from gossamer.select.scoring import Batch, Loss
-from gossamer.train.choose import Patterns, choose, left_out, maskable
+from gossamer.train.choose import Patterns, choose, left_out, listed, maskable
 from gossamer.train.match import matched
 from gossamer.train.plan import Choose, Fit, budget, row_of, settle
 from gossamer.tunable.tuned import Tuned, head_parameters
@@ -53,16 +53,16 @@ def tune(
         options: the method's own, see ``methods()``.
 
     Yields:
-        Tuned, with `parameters()`, `delta()`, `disabled()`, `l1()`.
+        Tuned, with `parameters()`, `delta()`, `disabled()`, `penalize()`.
     """
     row = row_of(method)
     *choices, last = row.plan()
     if not isinstance(last, Fit) or any(isinstance(phase, Fit) for phase in choices):
         raise BadPlan(f"{row.name} has several phases; use fit(model, {row.name!r}, trainer=...)")
     settled = settle(row, options)
+    about: dict[str, Any] = {"method": row.name, "seed": seed, "options": settled, "exclude": listed(exclude)}
     exclude = left_out(model, row, exclude)
     k = budget(row, count(model, head), density, k, match, lambda other: matched(model, other, head))
-    about: dict[str, Any] = {"method": row.name, "seed": seed, "options": settled}
     support = None
     with beneath(model, on):
         for phase in choices:

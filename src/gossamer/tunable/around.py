@@ -48,6 +48,12 @@ def stepped(optimizer: Optimizer, leaves: Mapping[str, nn.Parameter]) -> list[st
     return [] if infinite is not None and bool(infinite) else names
 
 
+def loss_scale(optimizer: Optimizer) -> float:
+    """What the gradients are still multiplied by: a GradScaler leaves it to fused optimizers to divide by it."""
+    scale = getattr(optimizer, "grad_scale", None)
+    return 1.0 if scale is None else float(scale)
+
+
 def shared_generator(device: torch.device) -> torch.Generator:
     """A generator seeded from the global one, the same on every rank, so that all replicas draw the same numbers."""
     seed = torch.randint(2**62, ())

@@ -53,6 +53,10 @@ class Leaves(Protocol):
         """What training found out besides the change and the delta should say, {} where there is nothing; plain JSON."""
         return {}
 
+    def kept(self) -> Support | None:
+        """The support that training itself has settled on, where it does."""
+        return None
+
     def extra(self) -> dict[str, Tensor]:
         """What a checkpoint must hold besides the leaves' values, {} where there is nothing."""
         return {}

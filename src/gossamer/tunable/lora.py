@@ -7,6 +7,7 @@ transpose), and the original layers come back untouched.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -124,7 +125,8 @@ def _inject(bottom: nn.Module, names: list[str], wanted: Wanted) -> None:
             "lora comes from the peft library, which is not installed: pip install 'gossamer[peft]'"
         ) from None
     r, alpha = wanted.options.get("r", 8), wanted.options.get("alpha", 16.0)
-    config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules=names)
+    whole = "|".join(map(re.escape, names))  # a pattern matches whole names, a list their ends too
+    config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules=whole)
     frozen = [(parameter, parameter.requires_grad) for parameter in bottom.parameters()]
     random = torch.get_rng_state()
     torch.default_generator.manual_seed(wanted.seed)  # the matrices are drawn on the CPU

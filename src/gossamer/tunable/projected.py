@@ -46,10 +46,17 @@ class ProjectedLeaves(DenseLeaves):
 
     def begin(self, steps: int) -> None:
         """Is told how many optimizer steps the phase has."""
+        if 0 < steps < self.s:
+            raise BadPlan(
+                f"{steps} steps end before the first projection, after every={self.s}; train longer or lower every"
+            )
         self.steps = steps
 
+    def kept(self) -> Support | None:
+        return self.support
+
     @property
-    def kept(self) -> bool:
+    def settled(self) -> bool:
         """Whether the burn-in is over."""
         if self.burn_in < 1.0 and not self.steps:
             raise BadPlan(
@@ -60,9 +67,9 @@ class ProjectedLeaves(DenseLeaves):
         return self.support is not None and self.t >= (share if self.burn_in <= 1.0 else self.burn_in)
 
     def _after(self, optimizer: Optimizer, names: list[str]) -> None:
-        kept = self.kept  # before this step
+        settled = self.settled  # before this step
         self.t += 1
-        if kept:
+        if settled:
             self.project()
         elif self.t % self.s == 0:
             scores = {name: (lambda name=name: self.values(name).abs()) for name in self.leaves}

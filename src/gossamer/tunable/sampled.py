@@ -50,9 +50,11 @@ def sampled(a: Tensor, b: Tensor, layout: Layout) -> Tensor:
     if torch.is_grad_enabled() or not _fits(a) or not _fits(b) or _library() is None:
         return dense_then_gather(a, b, layout)
     a, b = _rows_apart(a), _rows_apart(b)
-    k, parts = layout.flat.numel(), max(1, min(torch.get_num_threads(), -(-a.shape[0] // TILE)))
-    sums = torch.zeros(parts, k)
-    scratch = torch.empty(parts * (a.shape[1] + b.shape[1]) * TILE + TILE)
+    k, widths = layout.flat.numel(), a.shape[1] + b.shape[1]
+    room = a.shape[1] * b.shape[1] // (widths * TILE + k)  # parts whose scratch the dense gradient would hold
+    parts = max(1, min(torch.get_num_threads(), -(-a.shape[0] // TILE), room))
+    sums = torch.zeros(parts, k, dtype=torch.float32, device="cpu")  # whatever the defaults are
+    scratch = torch.empty(parts * widths * TILE + TILE, dtype=torch.float32, device="cpu")
     aligned = -(-scratch.data_ptr() // 64) * 64
     work = _Work(
         a.data_ptr(), b.data_ptr(), a.shape[0], a.shape[1], b.shape[1], a.stride(0), b.stride(0), k,

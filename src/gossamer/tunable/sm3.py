@@ -31,6 +31,13 @@ class SM3(torch.optim.Optimizer):
             raise BadPlan(f"lr={lr:g}, weight_decay={weight_decay:g}: neither may be negative")
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As every optimizer's; but accumulators keep their dtype, where torch would round them to that of the weights."""
+        super().load_state_dict(state_dict)
+        order = [p for group in self.param_groups for p in group["params"]]
+        for i, kept in state_dict["state"].items():
+            self.state[order[i]] = {name: t.to(order[i].device, copy=True) for name, t in kept.items()}
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None

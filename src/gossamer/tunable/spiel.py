@@ -17,6 +17,7 @@ from gossamer.delta.support import Support
 from gossamer.delta.topk import top_k
 from gossamer.errors import BadPlan
 from gossamer.tunable.aged import Ages
+from gossamer.tunable.around import loss_scale
 from gossamer.tunable.candidates import Candidates, end_step
 from gossamer.tunable.leaves import Wanted
 from gossamer.tunable.revised import RevisedLeaves, Scored, columns
@@ -49,8 +50,8 @@ class GradientLeaves(RevisedLeaves):
 
     def before(self, optimizer: Optimizer, names: list[str]) -> None:
         super().before(optimizer, names)
-        gradients = {name: self.leaves[name].grad for name in names}
-        end_step(self.candidates, {name: grad for name, grad in gradients.items() if grad is not None})
+        gradients, scale = {name: self.leaves[name].grad for name in names}, loss_scale(optimizer)
+        end_step(self.candidates, {name: grad / scale for name, grad in gradients.items() if grad is not None})
         self.ages.before(names)
 
     def after(self, optimizer: Optimizer, names: list[str]) -> None:

@@ -18,6 +18,7 @@ from gossamer.delta.delta import Delta
 from gossamer.delta.snapshot import Snapshot
 from gossamer.delta.support import Support
 from gossamer.errors import BadPlan, Clash, Diverged
+from gossamer.tunable.around import loss_scale
 from gossamer.tunable.bottleneck import BottleneckLeaves
 from gossamer.tunable.child import ChildLeaves
 from gossamer.tunable.dense import DenseLeaves
@@ -95,6 +96,7 @@ class Tuned:
                     f"{name!r} has max_norm={module.max_norm}, with which every forward rewrites frozen weights; unset it"
                 )
         self._before = Snapshot(model, self.head.values())
+        self._penalties: list[Any] = []  # hooks
         stack.push(self._on)
         stack.grafts.put(model, [Scion(graft) for graft in on.grafts] if on else [])
         stack.tuned = True
@@ -109,7 +111,8 @@ class Tuned:
             names = [name for name in self.identity if not matches(name, freeze)]
             wanted = Wanted(names, support, start, options or {}, seed, k, revise)
             self.leaves = self._attach(kind or ("dense" if support is None else "sparse"), wanted)
-            self._penalty = self.penalize(penalty) if penalty else None
+            if penalty:
+                self.penalize(penalty)
         except BaseException:
             self._release()
             raise
@@ -186,35 +189,28 @@ class Tuned:
         finally:
             self.leaves.wake()
 
-    def l1(self, optimizer: Optimizer, strength: float) -> Any:
-        """Adds the L1 penalty strength · Σ|δ| / m to the steps of one optimizer; see `penalize`.
-
-        (Ansell et al. 2022. Not proximal; sign 0 = 0.) Returns the hook's handle.
-        """
-        _check_penalty(strength)
-        return optimizer.register_step_pre_hook(lambda *_: self.leaves.add_penalty_gradient(strength / self.m))
-
-    def penalize(self, strength: float) -> Any:
+    def penalize(self, strength: float) -> None:
         """Adds the penalty strength · Ω / m: its gradient, once before each step of whichever optimizer has the leaves.
 
-        Ω is Σ|δ|; of gated leaves the expected number of open gates. After clipping, unscaled by accumulation; the head
-        has none. Returns the hook's handle; detaching removes it.
+        Ω is Σ|δ| (Ansell et al. 2022; not proximal, sign 0 = 0); of gated leaves the expected number of open gates. After
+        clipping, unscaled by accumulation; the head has none. It ends with the tuning.
         """
-        _check_penalty(strength)
-        mine, strength = {id(leaf) for leaf in self.leaves.parameters()}, strength / self.m
+        if strength < 0:
+            raise BadPlan(f"penalty {strength}: a penalty is not negative")
+        mine = {id(leaf) for leaf in self.leaves.parameters()}
 
         def add(optimizer: Optimizer, *_: Any) -> None:
             if any(id(p) in mine for group in optimizer.param_groups for p in group["params"]):
-                self.leaves.add_penalty_gradient(strength)
+                self.leaves.add_penalty_gradient(strength / self.m * loss_scale(optimizer))
 
-        return register_optimizer_step_pre_hook(add)
+        self._penalties.append(register_optimizer_step_pre_hook(add))
 
     def detach(self) -> None:
         """Takes everything off: base, head and `requires_grad` are as they were, bit for bit."""
         if self.open:
             self.open = False
-            if self._penalty is not None:
-                self._penalty.remove()
+            for penalty in self._penalties:
+                penalty.remove()
             self.leaves.detach()
             self._release()
 
@@ -228,11 +224,6 @@ class Tuned:
     def _check_open(self) -> None:
         if not self.open:
             raise BadPlan("this tuning is over: the base was restored on exit; call delta() inside the `with`")
-
-
-def _check_penalty(strength: float) -> None:
-    if strength < 0:
-        raise BadPlan(f"penalty {strength}: a penalty is not negative")
 
 
 def head_parameters(model: nn.Module, head: bool | Iterable[str]) -> dict[str, nn.Parameter]:
