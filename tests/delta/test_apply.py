@@ -238,7 +238,7 @@ def test_a_failing_write_restores(monkeypatch):
             raise MemoryError
         return round_once(exact, dtype)
 
-    monkeypatch.setattr("gossamer.delta.apply.round_once", fail_once)
+    monkeypatch.setattr("gossamer.delta.site.round_once", fail_once)
     with pytest.raises(MemoryError):
         apply(model, delta)
     assert bits(model) == on
