@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -80,3 +81,19 @@ def same_bits(model: nn.Module, before: dict[str, torch.Tensor]) -> bool:
         torch.equal(now[name].reshape(-1).view(torch.uint8), before[name].reshape(-1).view(torch.uint8))
         for name in before
     )
+
+
+class At:
+    """A progress that does something at the n-th step of training, counted over all phases."""
+
+    def __init__(self, last: int, act: Callable[[], None]) -> None:
+        self.left, self.act = last, act
+
+    def begin(self, phase: object, steps: int, done: int) -> None: ...
+
+    def step(self, loss: float | None) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.act()
+
+    def end(self) -> None: ...

@@ -14,27 +14,15 @@ import pytest
 import gossamer as gs
 from gossamer.train.config import FitConfig
 from gossamer.train.job import run_fit
-from tests.tiny import base_directory, rows
+from tests.tiny import At, base_directory, rows
 
 
 class Stop(Exception):
     pass
 
 
-class StopAt:
-    """A progress that stops at the n-th step of training, counted over all phases."""
-
-    def __init__(self, last: int) -> None:
-        self.left = last
-
-    def begin(self, phase: object, steps: int, done: int) -> None: ...
-
-    def step(self, loss: float | None) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise Stop
-
-    def end(self) -> None: ...
+def stop() -> None:
+    raise Stop
 
 
 @pytest.fixture(scope="module")
@@ -57,5 +45,5 @@ def test_stopped_and_resumed_equals_uninterrupted(method: str, place: Path, tmp_
     whole = run_fit(FitConfig(**settings, out=tmp_path / "whole.safetensors")).delta
     last = 6 * len(row.fits) - 1  # one step after a checkpoint, in the last phase
     with pytest.raises(Stop):
-        run_fit(FitConfig(**settings, out=tmp_path / "part.safetensors"), progress=StopAt(last))
+        run_fit(FitConfig(**settings, out=tmp_path / "part.safetensors"), progress=At(last, stop))
     assert run_fit(FitConfig(**settings, out=tmp_path / "part.safetensors", resume=True)).delta == whole

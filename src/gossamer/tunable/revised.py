@@ -6,6 +6,7 @@ An entry that stays (or goes and comes back at once) keeps its value and state. 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,9 +75,10 @@ class RevisedLeaves(SparseLeaves):
     def after(self, optimizer: Optimizer, names: list[str]) -> None:
         """After each step, before the weights are written."""
 
+    @abstractmethod
     def scored(self, optimizer: Optimizer, share: float) -> Scored:
         """The candidates of a revision."""
-        raise NotImplementedError
+        ...
 
     def seed(self, optimizer: Optimizer, name: str, grown: Tensor, slots: Tensor) -> None:
         """Gives state to entries that have grown: flat indices, and their places in the leaf."""
