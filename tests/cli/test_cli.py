@@ -165,8 +165,11 @@ def test_added_modules(here: Path, capsys: pytest.CaptureFixture[str], method: s
                 "--out added.safetensors", capsys)  # fmt: skip
     assert told("eval added.safetensors --data dev.csv", capsys)["scores"] == made["scores"]
     assert told("predict added.safetensors --data test.csv", capsys)
-    status, out, _ = call("show added.safetensors --plot where.png", capsys)
+    status, out, _ = call("show added.safetensors", capsys)
     assert status == 0
+    status, _, err = call("show added.safetensors --plot where.png", capsys)
+    assert status == (0 if method == "lora" else 2)
+    assert method == "lora" or "nothing to --plot" in err
     shown = told("show added.safetensors", capsys)
     assert shown["k"] == made["k"]
     assert sum(graft["weights"] for graft in shown["grafts"]) == (0 if method == "lora" else made["k"])
@@ -279,3 +282,33 @@ def test_which_kernel_is_in_use(here: Path, capsys: pytest.CaptureFixture[str]) 
     for wrong in ("show", "show mine.safetensors --build"):
         status, _, errors = call(wrong, capsys)
         assert status == 2 and "--build alone" in errors
+
+
+def test_what_was_given_twice_and_patterns_without_quotes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for twice in ("--method random method=fisher", "--rounds 2 options.rounds=1", "options.l1=0.1 options.l1=0.2"):
+        status, _, errors = call(f"{FIT} {twice}", capsys)
+        assert status == 2 and "given twice" in errors
+    for patterns in ("*.query", "[*.query,*.value]"):
+        lora = "fit --base base --train train.csv --steps 1 --method lora --out lora.safetensors --force"
+        told(f"{lora} options.targets={patterns}", capsys)
+        where = gs.load("lora.safetensors").terms
+        assert all("query" in name or "value" in name for name in where)
+        assert len(where) == (2 if patterns == "*.query" else 4)
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("show mine.safetensors --plot where.txt", "ends in .png"),
+        ("show mine.safetensors --plot nowhere/w.png", "no folder nowhere"),
+        ("fit --base ./nowhere --train train.csv --out new_base.safetensors", "no base at ./nowhere"),
+        (
+            "fit --base base --train train.csv --out new_base.safetensors --method sam:curvature=hutchinson",
+            "options.NAME=VALUE",
+        ),
+    ],
+)
+def test_mistakes_of_a_new_user(here: Path, capsys: pytest.CaptureFixture[str], command: str, says: str) -> None:
+    told(FIT, capsys)
+    status, _, errors = call(command, capsys)
+    assert status == 2 and says in errors.replace("\n", " ")

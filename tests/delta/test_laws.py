@@ -291,7 +291,7 @@ def test_heads_stay_outside_the_algebra():
         WITH + OTHER
     assert WITH != OTHER
     assert WITH != BODY
-    assert WITH + dataclasses.replace(OTHER, head={}) == 2 * WITH
+    assert WITH + OTHER.without_head() == 2 * WITH
 
 
 def test_deltas_of_unlike_bases_do_not_add():

@@ -171,3 +171,16 @@ def test_automatic_mixed_precision_without_an_accelerator(tmp_path: Path) -> Non
     config = FitConfig(base=str(base), train=str(tmp_path / "train.jsonl"), out=tmp_path / "d.safetensors", steps=2,
                        method="random", precision="bf16", batch_size=8)  # fmt: skip
     assert run_fit(config).delta.norm() > 0
+
+
+def test_a_trainer_is_a_function_that_builds_one() -> None:
+    with pytest.raises(BadPlan, match="give a function"):
+        gs.fit(classifier(), "random", k=9, trainer=Loop(classifier()))  # type: ignore[arg-type]
+    with pytest.raises(BadPlan, match="gave NoneType"):
+        gs.fit(classifier(), "random", k=9, trainer=lambda m: None)
+
+
+def test_training_that_moved_nothing_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    with gs.tune(classifier(), "random", k=9) as tuned:
+        tuned.delta()
+    assert "no trained weight has moved" in caplog.text

@@ -121,7 +121,10 @@ def compare(
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.1f}/{task.total:.0f}"),
                TimeElapsedColumn(), TimeRemainingColumn(elapsed_when_finished=True))  # fmt: skip
     with Progress(*columns, console=notes, refresh_per_second=4 if sys.stderr.isatty() else 0.1) as bar:
-        found = run(planned, keep=keep, watch=Cells(bar))
+        cells = Cells(bar)
+        found = run(planned, keep=keep, watch=cells)
+    if cells.known:
+        notes.print(f"[dim]{cells.known} of {cells.total} runs were there already[/]", highlight=False)
     facts = summary(found)
     for name, text in (("table.md", markdown(facts)), ("summary.json", _json(facts))):
         (out / name).write_text(text, encoding="utf-8")
@@ -149,7 +152,7 @@ class Cells:
     """A progress bar over cells with the time left; see `study.compare.Watch`."""
 
     def __init__(self, bar: Progress) -> None:
-        self.bar, self.number, self.total = bar, 0, 0
+        self.bar, self.number, self.total, self.known = bar, 0, 0, 0
         self.title, self.fits, self.steps, self.index = "", 1, 1, 0
 
     def start(self, cells: int) -> None:
@@ -174,7 +177,8 @@ class Cells:
             )
             notes.print(f"[dim]{self.number}/{self.total} {self.title}: {escape(said)}[/]", highlight=False)
             self.bar.update(self.row, completed=self.number)
-        else:  # what was there before says nothing about the time that is left
+        else:
+            self.known += 1  # what was there before says nothing about the time that is left
             self.bar.reset(self.row, completed=self.number, total=self.total, description=self.title)
 
     def begin(self, phase: Fit, steps: int, done: int) -> None:

@@ -150,5 +150,6 @@ def fit(
     if result.scores:
         console.print(scores_table(f"{config.method} on {config.eval}", result.scores, result.baseline, result.metric))
     head = sum(tensor.numel() for tensor in result.delta.head.values())
-    console.print(f"{config.out}: {about['k']:,} of {about['m']:,} weights, a head of {head:,}, {size(result.nbytes)}, "
+    trained = f"{about['k']:,} added" if result.delta.grafts else f"{about['k']:,} of {about['m']:,}"
+    console.print(f"{config.out}: {trained} weights, a head of {head:,}, {size(result.nbytes)}, "
                   f"{result.seconds:.0f} s")  # fmt: skip

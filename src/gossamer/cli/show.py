@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.markup import escape
 
 from gossamer.analyze.audit import Audited
@@ -51,6 +52,10 @@ def show(
         return
     if base and not audit:
         raise BadPlan("--base is the model that --audit counts on; give --audit too")
+    if plot and plot.suffix not in (".png", ".svg", ".pdf"):
+        raise BadPlan(f"--plot {plot}: expected a picture whose name ends in .png, .svg or .pdf")
+    if plot and not plot.parent.is_dir():
+        raise BadPlan(f"--plot {plot}: there is no folder {plot.parent}")
     loaded = load(delta)
     about: dict[str, Any] = dict(loaded.about)
     places = where(loaded)
@@ -79,7 +84,7 @@ def show(
             }
             for g in loaded.grafts
         ],
-        "values": about.get("values"),
+        "values": about.get("values") or "fp32",
         "norm": loaded.norm(),
         "task": about.get("task"),
         "scores": about.get("scores", {}),
@@ -89,6 +94,9 @@ def show(
         "versions": about.get("versions", {}),
         "layers": {layer: {"weights": n, "changed": c, "norm": norm} for layer, (n, c, norm) in layers.items()},
     }
+    changed = loaded.k - sum(graft.count for graft in loaded.grafts)
+    if plot and not changed:
+        raise BadPlan(f"{delta} only adds modules and changes no weight of the base: there is nothing to --plot")
     if plot:
         draw(loaded, plot)
     audited = _audit(delta, loaded, base) if audit else []
@@ -105,15 +113,15 @@ def show(
         emit(facts)
         return
     task = about.get("task") or {}
-    changed = loaded.k - sum(graft.count for graft in loaded.grafts)
     lines = [
         ("base", facts["base"] or "not named"),
         ("method", " ".join([str(facts["method"]), *(f"{n}={v}" for n, v in facts["options"].items())])),
         ("weights", f"{changed:,} of {loaded.m:,} ({changed / max(loaded.m, 1):.3%}), and a head of {head:,}"),
         *(("added modules", line) for line in added(loaded)),
         ("file", f"{size(facts['bytes'])}, values {facts['values']}; a full copy in float32 is {size(4 * loaded.m)}"),
-        ("norm of the change", f"{facts['norm']:.4g}"),
     ]
+    if changed:
+        lines.append(("norm of the change", f"{facts['norm']:.4g}"))
     if facts["natural_density"] is not None:
         lines.append(("before projection", f"{facts['natural_density']:.3%} of the weights expected to change"))
     if task:
@@ -131,14 +139,18 @@ def show(
     if facts["scores"]:
         console.print(scores_table("scores after training", facts["scores"], facts["baseline"], task.get("metric", "")))
     rows = [[layer, f"{n:,}", f"{c:,}", f"{c / n:.3%}", f"{norm:.3g}"] for layer, (n, c, norm) in layers.items()]
-    console.print(table("where the changes lie", ["layer", "weights", "changed", "density", "norm"], rows))
+    if changed:
+        console.print(table("where the changes lie", ["layer", "weights", "stored", "density", "norm"], rows))
     if audit:
         rows = [[row.name, f"{row.size:,}", f"{row.stored:,}", f"{row.differ:,}", f"{row.padded:,}"]
                 for row in audited if row.stored or row.differ]  # fmt: skip
-        columns = ["parameter", "entries", "stored", "really differ", "padded"]
-        console.print(table("audit: the base without and with the delta", columns, rows))
+        columns = ["parameter", "entries", "stored", "really differ", "added"]
+        wide = console if console.is_terminal else Console(width=160)
+        wide.print(table("audit: the base without and with the delta", columns, rows))
         total = facts["audit"]
-        padded = f", and {total['padded']:,} entries pad it" if total["padded"] else ""
+        padded = (
+            f", of which {total['padded']:,} are added beside the base (modules, factors)" if total["padded"] else ""
+        )
         console.print(f"{total['differ']:,} of the base's {total['entries']:,} entries really differ "
                       f"({total['differ'] / total['entries']:.3%}); the delta stores {total['stored']:,}{padded}",
                       highlight=False)  # fmt: skip

@@ -97,7 +97,7 @@ class Delta:
     def __sub__(self, other: Delta) -> Delta:
         if not isinstance(other, Delta):
             return NotImplemented
-        return self + replace(-other, head={})
+        return self + (-other).without_head()
 
     def __eq__(self, other: object) -> bool:
         """Same patches, coefficients and grafts, bit for bit, and same head. Provenance is not compared."""
@@ -110,6 +110,10 @@ class Delta:
         )
 
     __hash__ = None  # type: ignore[assignment]
+
+    def without_head(self) -> Delta:
+        """The same change without its task head, so that it adds to a delta that has another."""
+        return replace(self, head={})
 
     # measures ---------------------------------------------------------------------------------------------------
 
@@ -257,7 +261,7 @@ def _one_head(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Mapping[str, 
     if a and b and _head_key(a) != _head_key(b):
         raise Clash(
             f"both deltas bring a head ({', '.join(sorted(a))} against {', '.join(sorted(b))}) and they differ; keep "
-            "one: dataclasses.replace(other, head={}) drops a head"
+            "one: `a + b.without_head()`"
         )
     return a or b
 

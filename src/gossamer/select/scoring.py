@@ -111,7 +111,10 @@ def length(batch: Batch) -> int:
     """Number of examples of a batch."""
     sizes = {value.shape[0] for value in batch.values() if isinstance(value, Tensor) and value.dim()}
     if len(sizes) != 1:
-        raise BadData(f"a batch's tensors must share dimension 0 (the examples); got sizes {sorted(sizes)}")
+        raise BadData(
+            f"a batch's tensors must share dimension 0 (the examples); got sizes {sorted(sizes)}: data= takes batches of "
+            "tensors, for example a DataLoader"
+        )
     return sizes.pop()
 
 

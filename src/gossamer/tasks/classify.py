@@ -178,7 +178,9 @@ def _text_fields(table: Table, label: str) -> tuple[str, ...]:
 
 def _column(table: Table, name: str) -> list[Any]:
     if name not in table:
-        raise BadData(f"no column {name!r}; the data has {', '.join(table)}: name others with --fields and --label")
+        raise BadData(
+            f"no column {name!r}; the data has {', '.join(table)}: name columns when training (--fields, --label)"
+        )
     return table[name]
 
 

@@ -32,6 +32,8 @@ def load_tokenizer(base: str) -> Any:
 
     where = locate(base)
     folder = Path(where)
+    if not folder.exists() and (where.startswith((".", "/", "~")) or where.count("/") > 1):
+        raise BadPlan(f"there is no base at {base}; give a directory, a Hub id, or minilm")
     if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in _TOKENIZER_FILES):
         raise BadPlan(
             f"{base} has no tokenizer ({', '.join(_TOKENIZER_FILES[:4])}, …); copy the base's tokenizer files there"

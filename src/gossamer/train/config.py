@@ -77,6 +77,7 @@ def gather(recipe: Path | None, flags: Mapping[str, Any], overrides: Iterable[st
     """
     settings: dict[str, Any] = {}
     mistakes: list[str] = []
+    told: set[str] = set()
     if recipe is not None:
         settings = _recipe(recipe)
     for override in overrides:
@@ -91,10 +92,10 @@ def gather(recipe: Path | None, flags: Mapping[str, Any], overrides: Iterable[st
             if not isinstance(place, dict):
                 mistakes.append(f"{override!r}: {parent} is a single value")
                 place = {}
-        try:
-            place[last] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            mistakes.append(f"{override!r}: {text!r} is no YAML value")
+        if path in told or (not parents and flags.get(last) is not None):
+            mistakes.append(f"{override!r}: {path} was given twice; give it once")
+        told.add(path)
+        place[last] = _value(text)
     settings |= {name: value for name, value in flags.items() if value is not None}
     made = None
     try:
@@ -139,6 +140,16 @@ def contradictions(settings: Mapping[str, Any]) -> list[str]:
     except (TypeError, ValueError):
         pass  # options is no mapping: its kind is a mistake of its own
     return found
+
+
+def _value(text: str) -> Any:
+    """What a value on the command line means: YAML, except that name patterns (*.query, [*.query, *.key]) need no quotes."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        inside = text.strip()
+        listed = inside.startswith("[") and inside.endswith("]")
+        return [part.strip(" '\"") for part in inside[1:-1].split(",")] if listed else text
 
 
 def _recipe(path: Path) -> dict[str, Any]:

@@ -89,6 +89,10 @@ def fit(
         BadPlan: an impossible request, a diverged training, or more weights asked for than moved.
     """
     row = row_of(method)
+    if not callable(trainer):
+        raise BadPlan(
+            f"trainer= is a {type(trainer).__name__}; give a function that builds one for each phase: trainer=lambda model: …"
+        )
     settled = settle(row, options)
     exclude = listed(exclude)
     k = budget(row, count(model, head), density, k, match, lambda other: matched(model, other, head))
@@ -196,6 +200,8 @@ def _widen(model: nn.Module, state: Delta, chosen: Support, following: int, kept
 
 def _train(trainer: Factory, tuned: Tuned, phase: Fit, facts: Facts, resume: bool, progress: Any) -> None:
     built = trainer(tuned.model, phase) if _takes_phase(trainer) else trainer(tuned.model)
+    if not hasattr(built, "train"):
+        raise BadPlan(f"trainer= gave {type(built).__name__}; expected a function that builds something with .train()")
     sealed = None
     if hasattr(built, "add_callback") and hasattr(built, "args"):
         from gossamer.train.callback import PhaseCallback  # transformers is imported only where its Trainer is used

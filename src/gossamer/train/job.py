@@ -93,7 +93,7 @@ def run_fit(config: FitConfig, *, progress: Progress | None = None, say: Say = l
                      max_length=config.max_length)  # fmt: skip
     held_out = read(config.eval) if config.eval else None
     on = [load(path) for path in config.on]
-    under = reduce(add, [replace(part, head={}) for part in on]) if on else None  # their heads are for their own tasks
+    under = reduce(add, [part.without_head() for part in on]) if on else None  # their heads are for their own tasks
     bench = Bench.set_up(task, config.base, config.seed)
     train = task.encode(bench.tokenizer, table)
     test = task.encode(bench.tokenizer, held_out) if held_out else []
@@ -231,7 +231,7 @@ def open_delta(path: str | Path, base: str | None = None) -> tuple[Delta, Bench]
         under = load(beside)
         if under.digest != part["digest"]:
             raise BadPlan(f"{beside} is not the delta that {path} was trained on top of (digest differs)")
-        delta = delta + replace(under, head={})
+        delta = delta + under.without_head()
     return replace(delta, about=about), bench
 
 

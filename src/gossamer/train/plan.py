@@ -144,7 +144,8 @@ def row_of(name: str) -> Method:
     """The row of a method. Raises BadPlan, listing the names, when there is none."""
     rows = methods()
     if name not in rows:
-        raise BadPlan(f"unknown method {name!r}; expected one of {', '.join(rows)}")
+        hint = "; options are given apart: options.NAME=VALUE" if name.partition(":")[0] in rows else ""
+        raise BadPlan(f"unknown method {name!r}; expected one of {', '.join(rows)}{hint}")
     return rows[name]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -172,6 +173,10 @@ class Tuned:
         head = {name: p.detach().cpu().clone() for name, p in self.head.items()}
         if not all(bool(tensor.isfinite().all()) for tensor in head.values()):
             raise Diverged("training diverged: the head holds NaN or infinite values; lower the learning rate")
+        if not any(bool(p.detach().any()) for p in self.leaves.parameters()):
+            logging.getLogger("gossamer").warning(
+                "no trained weight has moved from the base: was the optimizer given tuned.parameters()?"
+            )
         about = {**self.about, **self.leaves.facts(self.m), "m": self.m, "k": self.k}
         return Delta.of(patches, base=self.identity, head=head, about=about, grafts=grafts).rounded(values)
 
