@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -68,6 +69,14 @@ def rows(count: int, seed: int = 0, pair: bool = False) -> list[dict[str, str]]:
         row = {"text": " ".join(words), "label": label}
         made.append({"text_a": row["text"], "text_b": rng.choice(WORDS), "label": label} if pair else row)
     return made
+
+
+def task_directory(folder: Path) -> Path:
+    """A folder with a base and train, dev and test data of the learnable task, as a user's."""
+    base_directory(folder / "base")
+    for name, count, seed in (("train", 48, 0), ("dev", 24, 1), ("test", 24, 2)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(count, seed)))
+    return folder
 
 
 def bits(model: nn.Module) -> dict[str, torch.Tensor]:

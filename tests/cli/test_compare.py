@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gossamer.cli.main import run
-from tests.tiny import base_directory, rows
+from tests.tiny import task_directory
 
 COMPARE = ("compare --base base --train train.jsonl --eval dev.jsonl --methods random,magnitude --seeds 2 --lr-grid x1,x3 "
            "--density 0.02 --steps 2 --out found")  # fmt: skip
@@ -17,11 +17,7 @@ COMPARE = ("compare --base base --train train.jsonl --eval dev.jsonl --methods r
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("compare")
-    base_directory(folder / "base")
-    for name, count, seed in (("train", 48, 0), ("dev", 24, 1), ("test", 24, 2)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(count, seed)))
-    return folder
+    return task_directory(tmp_path_factory.mktemp("compare"))
 
 
 @pytest.fixture

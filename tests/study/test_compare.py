@@ -23,16 +23,12 @@ from gossamer.study.report import complete, markdown, summary
 from gossamer.study.settings import plan
 from gossamer.train.config import FitConfig
 from gossamer.train.job import run_fit
-from tests.tiny import base_directory, rows
+from tests.tiny import base_directory, task_directory
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("compare")
-    base_directory(folder / "base")
-    for name, count, seed in (("train", 48, 0), ("dev", 24, 1), ("test", 24, 2)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(count, seed)))
-    return folder
+    return task_directory(tmp_path_factory.mktemp("compare"))
 
 
 def settings(place: Path, **more: Any) -> dict[str, Any]:
