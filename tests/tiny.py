@@ -12,6 +12,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, BertModel, PreTrainedTokenizerFast
 
+from gossamer.tunable.sparse import SparseLeaves
+from gossamer.tunable.tuned import Tuned
+
 WORDS = [f"w{i}" for i in range(90)]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -106,3 +109,10 @@ class At:
             self.act()
 
     def end(self) -> None: ...
+
+
+def gradients(tuned: Tuned) -> dict[str, torch.Tensor]:
+    """Name of a weight → the gradient of its chosen entries."""
+    assert isinstance(tuned.leaves, SparseLeaves)
+    found = [(key, leaf.grad) for key, leaf in tuned.leaves.leaves.items() if leaf.grad is not None]
+    return {name: grad.clone() for name, grad in tuned.leaves.by_weight(found).items()}

@@ -12,20 +12,23 @@ from transformers.pytorch_utils import Conv1D
 import gossamer as gs
 from gossamer.tunable import sampled as module
 from gossamer.tunable.sampled import Layout, dense_then_gather, sampled
-from gossamer.tunable.sparse import SparseLeaves
+from tests import tiny
 from tests.tiny import batches, classifier
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
-def compare(a: Tensor, b: Tensor, flat: Tensor) -> None:
-    layout = Layout.of(flat, b.shape[-1])
-    exact = (a.reshape(-1, a.shape[-1]).double().t() @ b.reshape(-1, b.shape[-1]).double()).reshape(-1)[flat]
+def compare(grad: Tensor, x: Tensor, flat: Tensor, bias: Tensor | None = None, *, turned: bool = False) -> None:
+    wide, inputs = grad.reshape(-1, grad.shape[-1]).double(), x.reshape(-1, x.shape[-1]).double()
+    product = inputs.t() @ wide if turned else wide.t() @ inputs
     with torch.no_grad():
-        found = sampled(a, b, layout)
-    assert found.shape == flat.shape
-    rounding = 1e-5 if module._library() and {a.dtype, b.dtype} <= {torch.float32, torch.bfloat16} else 1e-2
-    torch.testing.assert_close(found.double(), exact, rtol=rounding, atol=rounding * 10)
+        found, shifts = sampled(grad, x, Layout(flat, bias, turned))
+    assert found is not None and found.shape == flat.shape
+    rounding = 1e-5 if module._library() and {grad.dtype, x.dtype} <= {torch.float32, torch.bfloat16} else 1e-2
+    torch.testing.assert_close(found.double(), product.reshape(-1)[flat], rtol=rounding, atol=rounding * 10)
+    assert (shifts is None) == (bias is None)
+    if bias is not None and shifts is not None:
+        torch.testing.assert_close(shifts.double(), wide.sum(0)[bias], rtol=rounding, atol=rounding * 10)
 
 
 @given(st.data())
@@ -36,7 +39,9 @@ def test_equals_dense_then_gather(data: st.DataObject) -> None:
     torch.manual_seed(data.draw(st.integers(0, 99)))
     a, b = torch.randn(tokens, rows).to(a_dtype), torch.randn(tokens, columns).to(b_dtype)
     count = data.draw(st.integers(1, rows * columns), label="k")
-    compare(a, b, torch.randperm(rows * columns)[:count].sort().values)
+    shifts = data.draw(st.integers(0, rows), label="k of the bias")
+    bias = torch.randperm(rows)[:shifts].sort().values if shifts else None
+    compare(a, b, torch.randperm(rows * columns)[:count].sort().values, bias, turned=data.draw(st.booleans()))
 
 
 def test_any_layout_of_memory_and_leading_shape() -> None:
@@ -48,33 +53,41 @@ def test_any_layout_of_memory_and_leading_shape() -> None:
     compare(torch.randn(17, 65).t(), torch.randn(24, 65).t(), flat)
     compare(torch.ones(()).expand(65, 17), torch.randn(65, 24), flat)
     compare(torch.randn(1, 17).expand(65, 17), torch.randn(130, 48)[::2, 5:29], flat)
-    assert sampled(torch.zeros(0, 17), torch.zeros(0, 24), Layout.of(flat, 24)).eq(0).all()
+    found, _ = sampled(torch.zeros(0, 17), torch.zeros(0, 24), Layout(flat))
+    assert found is not None and found.eq(0).all()
+
+
+def test_a_bias_alone_needs_no_input() -> None:
+    grad = torch.randn(3, 5, 4)
+    found, shifts = sampled(grad, None, Layout(None, torch.tensor([1, 3])))
+    assert found is None and shifts is not None
+    torch.testing.assert_close(shifts, grad.sum((0, 1))[[1, 3]])
 
 
 def test_threads_and_repetitions_do_not_change_the_bits() -> None:
     torch.manual_seed(0)
     a, b = torch.randn(1000, 33), torch.randn(1000, 65)
-    layout = Layout.of(torch.randperm(33 * 65)[:200].sort().values, 65)
+    layout = Layout(torch.randperm(33 * 65)[:200].sort().values, torch.arange(33))
     threads = torch.get_num_threads()
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
             with torch.no_grad():
-                found = [sampled(a, b, layout) for _ in range(5)]
+                found = [torch.cat(sampled(a, b, layout)) for _ in range(5)]  # type: ignore[arg-type]
             assert all(torch.equal(found[0], other) for other in found)
-            torch.testing.assert_close(found[0], dense_then_gather(a, b, layout), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(found[0], torch.cat(dense_then_gather(a, b, layout)), rtol=1e-4, atol=1e-4)
     finally:
         torch.set_num_threads(threads)
 
 
 def test_without_the_kernel_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    a, b, layout = torch.randn(70, 5), torch.randn(70, 6), Layout.of(torch.tensor([0, 7, 29]), 6)
+    a, b, layout = torch.randn(70, 5), torch.randn(70, 6), Layout(torch.tensor([0, 7, 29]))
     with torch.no_grad():
-        compiled = sampled(a, b, layout)
+        compiled, _ = sampled(a, b, layout)
         monkeypatch.setattr(module, "_library", lambda: None)
         assert "dense" in module.build()
-        torch.testing.assert_close(sampled(a, b, layout), compiled, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(sampled(a, b, layout)[0], compiled, rtol=1e-5, atol=1e-5)
 
 
 class Uses(nn.Module):
@@ -92,19 +105,19 @@ class Uses(nn.Module):
 
 def gradients(dense: bool, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
     if dense:
-        monkeypatch.setattr("gossamer.tunable.alias._turned", lambda owner: None)
+        monkeypatch.setattr("gossamer.tunable.sparse.use", lambda owner: None)
     model = Uses()
     with gs.tune(model, "random", k=40, head=False) as tuned:
         torch.manual_seed(1)
         model(torch.randn(3, 5, 6)).backward()
-        assert isinstance(tuned.leaves, SparseLeaves)
-        return {name: leaf.grad.clone() for name, leaf in tuned.leaves.leaves.items() if leaf.grad is not None}
+        return tiny.gradients(tuned)
 
 
 def test_a_tapped_output_gives_the_gradient_of_an_aliased_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     tapped = gradients(False, monkeypatch)
     aliased = gradients(True, monkeypatch)
     assert tapped.keys() == aliased.keys() and len(tapped) >= 3
+    assert any("bias" in name for name in tapped)
     for name in tapped:
         torch.testing.assert_close(tapped[name], aliased[name], rtol=1e-5, atol=1e-6)
 
@@ -148,7 +161,7 @@ def test_no_dense_gradient_of_a_linear_is_ever_made(monkeypatch: pytest.MonkeyPa
         raise AssertionError("a dense gradient was formed")
 
     model = classifier()
-    with gs.tune(model, "random", density=0.05, exclude=["embeddings", "*.bias", "*LayerNorm*"]) as tuned:
+    with gs.tune(model, "random", density=0.05, exclude="*LayerNorm*") as tuned:
         monkeypatch.setattr("gossamer.tunable.bridge.gather", refuse)
         model(**batches(1)[0]).loss.backward()
         assert all(leaf.grad is not None for leaf in tuned.leaves.parameters())
@@ -157,13 +170,13 @@ def test_no_dense_gradient_of_a_linear_is_ever_made(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_the_defaults_of_dtype_and_device_do_not_matter(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    a, b, layout = torch.randn(70, 33), torch.randn(70, 65), Layout.of(torch.arange(0, 33 * 65, 7), 65)
+    a, b, layout = torch.randn(70, 33), torch.randn(70, 65), Layout(torch.arange(0, 33 * 65, 7), torch.arange(33))
     with torch.no_grad():
-        expected = sampled(a, b, layout)
+        expected = torch.cat(sampled(a, b, layout))  # type: ignore[arg-type]
         torch.set_default_dtype(dtype)
         try:
             with torch.device("meta"):
-                found = sampled(a, b, layout)
+                found = torch.cat(sampled(a, b, layout))  # type: ignore[arg-type]
         finally:
             torch.set_default_dtype(torch.float32)
     assert torch.equal(found, expected)

@@ -1,61 +1,48 @@
-"""How gradients reach sparse leaves: k entries of a weight's, through an alias of the weight or a tapped product with it."""
+"""Bridges: aliases of frozen weights whose gradients flow, k entries of each, to leaves."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from gossamer.tunable.sampled import Layout, sampled
-
 Saw = Callable[[Tensor], None]  # who looks at the whole gradient of a weight
 
 
-class Bridge(torch.autograd.Function):
-    """An alias of a frozen weight whose gradient flows, k entries of it, to the leaf. Differentiable twice."""
+class Chosen(NamedTuple):
+    """The chosen entries of one frozen weight."""
 
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, values: Tensor, indices: Tensor, saw: Saw | None) -> Tensor:
-        # written the old way, without setup_context: a quarter of the time, and there are hundreds of these a step
-        ctx.indices, ctx.dtype, ctx.saw = indices, values.dtype, saw
-        return weight.detach()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None, None]:
-        if ctx.saw is not None:
-            ctx.saw(grads[0].detach())
-        return None, gather(grads[0], ctx.indices).to(ctx.dtype), None, None
+    weight: Tensor
+    indices: Tensor  # [k] int64, flat, sorted
+    saw: Saw | None = None
 
 
-class Tapped(torch.autograd.Function):
-    """Passes the output of a product with a frozen matrix on, and its gradient back; k entries of the matrix's go to the leaf.
+class Bridges(torch.autograd.Function):
+    """Aliases of frozen weights. Differentiable twice.
 
-    The matrix is [outputs, inputs], or [inputs, outputs] where `turned`. Differentiable twice.
+    One node for several: most are never used, since owners have fresher ones, and cost next to nothing.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, output: Tensor, inputs: Tensor, values: Tensor, weight: Tensor, layout: Layout, turned: bool
-    ) -> Tensor:
-        ctx.save_for_backward(inputs)
-        ctx.values, ctx.weight, ctx.layout, ctx.turned = values, weight, layout, turned
-        return output.detach()  # no view, so that the model may go on in place
+    def forward(ctx: Any, chosen: list[Chosen], *values: Tensor) -> tuple[Tensor, ...]:
+        # written the old way, without setup_context: a quarter of the time, and there are dozens of these a step
+        ctx.set_materialize_grads(False)
+        ctx.chosen, ctx.dtypes = chosen, [v.dtype for v in values]
+        return tuple(one.weight.detach() for one in chosen)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad, (inputs,) = grads[0], ctx.saved_tensors
-        pair = (inputs, grad) if ctx.turned else (grad, inputs)
-        found = sampled(*pair, ctx.layout).to(ctx.values.dtype)
-        through = None
-        if torch.is_grad_enabled() and ctx.needs_input_grad[1]:
-            # the product itself takes the matrix for a constant; for a second derivative the gradient that it passes
-            # to its input must depend on the leaf: a term that is zero and has the right derivative
-            matrix = Bridge.apply(ctx.weight, ctx.values, ctx.layout.flat, None) - ctx.weight
-            matrix = matrix.to(grad.dtype)
-            through = (grad @ (matrix.t() if ctx.turned else matrix)).to(inputs.dtype)
-        return grad, through, found, None, None, None
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        found: list[Tensor | None] = [None]
+        for one, dtype, grad in zip(ctx.chosen, ctx.dtypes, grads, strict=True):
+            if grad is None:
+                found.append(None)
+                continue
+            if one.saw is not None:
+                one.saw(grad.detach())
+            found.append(gather(grad, one.indices).to(dtype))
+        return tuple(found)
 
 
 def gather(grad: Tensor, indices: Tensor) -> Tensor:

@@ -118,7 +118,7 @@ class GatedLeaves(Leaves):
             register_optimizer_step_post_hook(lambda optimizer, *_: self.after(optimizer)),
         ]
         weights = {name: stack.parameters[name] for name in self.w}
-        self._aliases = Aliases(model, weights, self._make, rows=False, copies=False)
+        self._aliases = Aliases(model, weights, self._make, every=True)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         for leaves in (self.w, self.alpha, self.gate):
@@ -126,9 +126,10 @@ class GatedLeaves(Leaves):
 
     # forward ------------------------------------------------------------------------------------------------------
 
-    def _make(self, names: list[str], frames: list[Frame]) -> dict[str, Tensor]:
+    def _make(self, frames: list[Frame]) -> dict[str, Tensor]:
         if not self.active:
             return {}
+        names = frames[-1].names
         if not self.model.training:
             return {name: self._at_mean(name) for name in names}
         self._settled.clear()

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from gossamer.delta.apply import Stack
-from gossamer.delta.patch import Sparse
 from gossamer.delta.support import Support
 from gossamer.errors import BadPlan
 from gossamer.tunable.around import Around, stepped
@@ -27,6 +26,8 @@ Scored = dict[str, tuple[Tensor, Tensor]]  # name → candidates' flat indices a
 
 class RevisedLeaves(SparseLeaves):
     """What both kinds share. Options: `every` (S), `rate` (ξ_0), `total_steps` (T; 0: a Trainer says)."""
+
+    flat = False  # each weight has a leaf of its own: its entries move, within a quota
 
     def __init__(self, model: nn.Module, stack: Stack, wanted: Wanted) -> None:
         options = wanted.options
@@ -110,7 +111,6 @@ class RevisedLeaves(SparseLeaves):
                 column.copy_(torch.where(stays.to(column.device), column[source], torch.zeros_like(column)))
             self.seed(optimizer, name, index[~stays].to(leaf.device), torch.nonzero(~stays).flatten().to(leaf.device))
         self.stack.push(self.layer)
-        self._seen = {name: leaf._version for name, leaf in self.leaves.items()}
 
     def _columns(self, optimizer: Optimizer, name: str) -> list[Tensor]:
         """The optimizer's state that has one number an entry."""
@@ -125,10 +125,8 @@ class RevisedLeaves(SparseLeaves):
         """Takes the layer off and gives it another support; whoever calls pushes it again."""
         self.stack.pop(self.layer)
         self.support = support
-        for name, leaf in self.leaves.items():
-            weight = self.stack.parameters[name]
-            patch = Sparse(tuple(weight.shape), support[name].to(weight.device), leaf)
-            self.layer[name] = ((1.0, patch),)  # type: ignore[index]
+        self.layer.clear()
+        self._point(self.leaves)
 
     def _spare(self, module: nn.Module, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         mine = {id(self.stack.parameters[name]) for name in self.leaves}
@@ -146,7 +144,6 @@ class RevisedLeaves(SparseLeaves):
     def load_extra(self, extra: Mapping[str, Tensor]) -> None:
         self._place(Support(columns(extra, "support")))
         self.stack.push(self.layer)
-        self._seen = {name: leaf._version for name, leaf in self.leaves.items()}
         self.t, self.history = int(extra["t"]), extra["history"].tolist()
 
     def detach(self) -> None:

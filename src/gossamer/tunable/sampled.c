@@ -1,6 +1,9 @@
-/* The k chosen entries of a weight gradient, without the dense one:
+/* The chosen entries of the gradient of a matrix and of the bias beside it, without the dense ones:
 
-       result[e] = sum over tokens t of a[t, rows[e]] * b[t, cols[e]]
+       result[e] = sum over tokens t of a[t, row of e] * b[t, column of e]
+
+   An entry of the matrix is given by its flat index, row * b_width + column. The bias is the matrix's column of ones, a
+   further feature of the input that is 1 for every token; the input is b, or a where the matrix is `turned`.
 
    Tokens are cut into tiles of 64. Each tile of a and of b is transposed into a buffer that stays in the cache, so that
    an entry is a contiguous dot product of 64 numbers. A part (one a thread) takes a fixed range of tiles and has sums of its
@@ -27,11 +30,13 @@ typedef void (*parallel_t)(void (*)(void *), void *, unsigned, unsigned);
 
 typedef struct {
     const void *a, *b;           /* [tokens, a_width] and [tokens, b_width], rows a_stride and b_stride elements apart */
-    int64_t tokens, a_width, b_width, a_stride, b_stride, k;
-    const int32_t *rows, *cols;  /* [k] columns of a and of b */
-    float *sums;                 /* [parts, k], zeroed */
-    float *scratch;              /* [parts, (a_width + b_width) * TILE] */
-    int32_t parts, a_half, b_half; /* *_half: elements are bfloat16, else float32 */
+    int64_t tokens, a_width, b_width, a_stride, b_stride;
+    const int64_t *flat, *bias;  /* [k_flat] sorted indices of the matrix, [k_bias] of the bias */
+    int64_t k_flat, k_bias;
+    float *sums;                 /* [parts, k_flat + k_bias], zeroed */
+    float *scratch;              /* [parts, (a_width + b_width + 2) * TILE] */
+    int32_t *rows, *cols;        /* [k_flat + k_bias] scratch: features of a and of b; the one after the last is ones */
+    int32_t parts, a_half, b_half, turned; /* *_half: elements are bfloat16, else float32 */
     int32_t next;                /* the next part to take */
 } work_t;
 
@@ -68,7 +73,7 @@ INLINE void transpose8(const v8 *in, v8 *out) {
     out[4] = HIGH4(b0, b4), out[5] = HIGH4(b1, b5), out[6] = HIGH4(b2, b6), out[7] = HIGH4(b3, b7);
 }
 
-/* out[f, 0..63] = from[first token + 0..63, f]; tokens beyond `count` are 0 */
+/* out[f, 0..63] = from[first token + 0..63, f]; tokens beyond `count` are 0; out[width] is ones */
 INLINE void transpose(const void *from, int half, int64_t stride, int64_t width, int64_t count, float *out) {
     int64_t f = 0, full = count & ~7;
     for (; f + 8 <= width; f += 8)
@@ -83,6 +88,7 @@ INLINE void transpose(const void *from, int half, int64_t stride, int64_t width,
         for (int64_t t = begin; t < count; t++) out[g * TILE + t] = load_one(from, t * stride + g, half);
         for (int64_t t = count; t < TILE; t++) out[g * TILE + t] = 0.0f;
     }
+    for (int64_t t = 0; t < TILE; t++) out[width * TILE + t] = 1.0f; /* the other side is 0 beyond `count` */
 }
 
 INLINE v8 dot(const float *x, const float *y) {
@@ -98,8 +104,8 @@ static void tile(const work_t *w, int64_t first, int64_t count, float *a, float 
     int64_t a_at = first * w->a_stride, b_at = first * w->b_stride;
     transpose((const char *)w->a + a_at * (w->a_half ? 2 : 4), w->a_half, w->a_stride, w->a_width, count, a);
     transpose((const char *)w->b + b_at * (w->b_half ? 2 : 4), w->b_half, w->b_stride, w->b_width, count, b);
-    int64_t e = 0;
-    for (; e + 8 <= w->k; e += 8) {
+    int64_t e = 0, k = w->k_flat + w->k_bias;
+    for (; e + 8 <= k; e += 8) {
         v8 part[8], turned[8];
         for (int i = 0; i < 8; i++)
             part[i] = dot(a + (int64_t)w->rows[e + i] * TILE, b + (int64_t)w->cols[e + i] * TILE);
@@ -107,7 +113,7 @@ static void tile(const work_t *w, int64_t first, int64_t count, float *a, float 
         *(v8u *)(sums + e) += ((turned[0] + turned[1]) + (turned[2] + turned[3])) +
                               ((turned[4] + turned[5]) + (turned[6] + turned[7]));
     }
-    for (; e < w->k; e++) {
+    for (; e < k; e++) {
         v8 part = dot(a + (int64_t)w->rows[e] * TILE, b + (int64_t)w->cols[e] * TILE);
         sums[e] += ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
     }
@@ -117,19 +123,28 @@ static void take_parts(void *given) {
     work_t *w = given;
     int64_t tiles = (w->tokens + TILE - 1) / TILE;
     for (int32_t p; (p = __atomic_fetch_add(&w->next, 1, __ATOMIC_RELAXED)) < w->parts;) {
-        float *a = w->scratch + (int64_t)p * (w->a_width + w->b_width) * TILE, *b = a + w->a_width * TILE;
+        float *a = w->scratch + (int64_t)p * (w->a_width + w->b_width + 2) * TILE, *b = a + (w->a_width + 1) * TILE;
         for (int64_t i = tiles * p / w->parts; i < tiles * (p + 1) / w->parts; i++) {
             int64_t first = i * TILE, left = w->tokens - first;
-            tile(w, first, left < TILE ? left : TILE, a, b, w->sums + p * w->k);
+            tile(w, first, left < TILE ? left : TILE, a, b, w->sums + p * (w->k_flat + w->k_bias));
         }
     }
 }
 
-/* `result` [k] may be the first of the sums. scratch must be aligned to 64 bytes. */
+/* The result is the first of the sums. scratch must be aligned to 64 bytes. */
 void gossamer_sampled(work_t *w, parallel_t parallel) {
+    int64_t row = 0, start = 0, k = w->k_flat + w->k_bias;
+    for (int64_t e = 0; e < w->k_flat; e++) {
+        if (w->flat[e] - start >= w->b_width) row = w->flat[e] / w->b_width, start = row * w->b_width;
+        w->rows[e] = (int32_t)row, w->cols[e] = (int32_t)(w->flat[e] - start);
+    }
+    for (int64_t e = 0; e < w->k_bias; e++) {
+        w->rows[w->k_flat + e] = (int32_t)(w->turned ? w->a_width : w->bias[e]);
+        w->cols[w->k_flat + e] = (int32_t)(w->turned ? w->bias[e] : w->b_width);
+    }
     w->next = 0;
     if (parallel && w->parts > 1) parallel(take_parts, w, (unsigned)w->parts, 0);
     else take_parts(w);
     for (int32_t p = 1; p < w->parts; p++)
-        for (int64_t e = 0; e < w->k; e++) w->sums[e] += w->sums[p * w->k + e];
+        for (int64_t e = 0; e < k; e++) w->sums[e] += w->sums[p * k + e];
 }

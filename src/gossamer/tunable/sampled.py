@@ -1,4 +1,4 @@
-"""The chosen entries of a weight gradient aᵀ·b, without ever forming the dense one.
+"""The chosen entries of the gradients of a matrix and its bias, without ever forming the dense ones.
 
 `sampled.c`, compiled when the wheel is built, does it on CPUs for float32 and bfloat16 (see there how). Everywhere else, and
 under a second derivative, the dense product is formed and gathered: the fallback and the oracle.
@@ -7,6 +7,7 @@ under a second derivative, the dense product is formed and gathered: the fallbac
 from __future__ import annotations
 
 import ctypes
+import threading
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,60 +17,65 @@ from torch import Tensor
 
 TILE = 64  # tokens a tile, as in sampled.c
 _LIBRARY = Path(__file__).with_name("_sampled.so")
+_kept = threading.local()  # scratch memory, up to a few MiB a thread: fresh pages cost more than the sums
 
 
 class Layout(NamedTuple):
-    """Where the chosen entries of a matrix lie; made once for a support."""
+    """Which entries are wanted: flat indices, sorted int64, into the matrix and into the bias; None: not any."""
 
-    flat: Tensor  # [k] int64, sorted
-    rows: Tensor  # [k] int32
-    columns: Tensor  # [k] int32
-
-    @classmethod
-    def of(cls, flat: Tensor, width: int) -> Layout:
-        """The layout of sorted flat indices into a matrix of `width` columns."""
-        return cls(flat, (flat // width).to(torch.int32), (flat % width).to(torch.int32))
+    matrix: Tensor | None
+    bias: Tensor | None = None
+    turned: bool = False  # the matrix is [inputs, outputs], not [outputs, inputs]
 
 
-def sampled(a: Tensor, b: Tensor, layout: Layout) -> Tensor:
-    """Σ_t a[t, row] · b[t, column] for each chosen entry.
+def sampled(grad: Tensor, inputs: Tensor | None, layout: Layout) -> tuple[Tensor | None, Tensor | None]:
+    """The chosen entries of gradᵀ·inputs (turned: inputsᵀ·grad), and those of the sum of grad over tokens.
 
     Args:
-        a: [..., rows] gradients, b: [..., columns] inputs, of the same leading shape (the tokens), any strides, any float
-            dtype each.
-        layout: entries of the [rows, columns] matrix aᵀ·b.
+        grad: [..., outputs], the gradient of x·Wᵀ + b. inputs: [..., inputs], x, of the same leading shape (the tokens);
+            None will do where only entries of the bias are wanted. Any strides, any float dtype each.
+        layout: the entries.
 
     Returns:
-        [k] float32 from the compiled kernel; else in the dtype of the dense product.
+        [k] and [k'], or None; float32 from the compiled kernel, else in the dtype of the dense product.
 
-    >>> a, b = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0, 0.0, 2.0], [0.0, 1.0, 1.0]])
-    >>> sampled(a, b, Layout.of(torch.tensor([1, 5]), 3)).tolist()  # of [[1, 3, 5], [2, 4, 8]]
-    [3.0, 8.0]
+    >>> grad, x = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0, 0.0, 2.0], [0.0, 1.0, 1.0]])
+    >>> matrix, bias = sampled(grad, x, Layout(torch.tensor([1, 5]), torch.tensor([0])))  # of [[1, 3, 5], [2, 4, 8]]
+    >>> matrix.tolist(), bias.tolist()
+    ([3.0, 8.0], [4.0])
     """
-    a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
-    if torch.is_grad_enabled() or not _fits(a) or not _fits(b) or _library() is None:
-        return dense_then_gather(a, b, layout)
-    a, b = _rows_apart(a), _rows_apart(b)
-    k, widths = layout.flat.numel(), a.shape[1] + b.shape[1]
+    grad = grad.reshape(-1, grad.shape[-1])
+    if layout.matrix is None or inputs is None:
+        return None, None if layout.bias is None else grad.sum(0).index_select(0, layout.bias)
+    inputs = inputs.reshape(-1, inputs.shape[-1])
+    if torch.is_grad_enabled() or not _fits(grad) or not _fits(inputs) or _library() is None:
+        return dense_then_gather(grad, inputs, layout)
+    a, b = (_rows_apart(x) for x in ((inputs, grad) if layout.turned else (grad, inputs)))
+    k_matrix, k_bias = layout.matrix.numel(), 0 if layout.bias is None else layout.bias.numel()
+    k, widths = k_matrix + k_bias, a.shape[1] + b.shape[1] + 2
     room = a.shape[1] * b.shape[1] // (widths * TILE + k)  # parts whose scratch the dense gradient would hold
     parts = max(1, min(torch.get_num_threads(), -(-a.shape[0] // TILE), room))
     sums = torch.zeros(parts, k, dtype=torch.float32, device="cpu")  # whatever the defaults are
-    scratch = torch.empty(parts * widths * TILE + TILE, dtype=torch.float32, device="cpu")
-    aligned = -(-scratch.data_ptr() // 64) * 64
+    scratch = _scratch(parts * widths * TILE + 2 * k)
     work = _Work(
-        a.data_ptr(), b.data_ptr(), a.shape[0], a.shape[1], b.shape[1], a.stride(0), b.stride(0), k,
-        layout.rows.data_ptr(), layout.columns.data_ptr(), sums.data_ptr(), aligned, parts,
-        a.dtype == torch.bfloat16, b.dtype == torch.bfloat16, 0,
+        a.data_ptr(), b.data_ptr(), a.shape[0], a.shape[1], b.shape[1], a.stride(0), b.stride(0),
+        layout.matrix.data_ptr(), layout.bias.data_ptr() if k_bias else None, k_matrix, k_bias, sums.data_ptr(),
+        scratch, scratch + 4 * parts * widths * TILE, scratch + 4 * (parts * widths * TILE + k), parts,
+        a.dtype == torch.bfloat16, b.dtype == torch.bfloat16, layout.turned, 0,
     )  # fmt: skip
     kernel, parallel = _library()  # type: ignore[misc]
     kernel(ctypes.byref(work), parallel)
-    return sums[0]
+    return sums[0, :k_matrix], sums[0, k_matrix:] if k_bias else None
 
 
-def dense_then_gather(a: Tensor, b: Tensor, layout: Layout) -> Tensor:
+def dense_then_gather(grad: Tensor, inputs: Tensor, layout: Layout) -> tuple[Tensor, Tensor | None]:
     """The same by way of the dense product; differentiable."""
-    dtype = torch.promote_types(a.dtype, b.dtype)
-    return (a.to(dtype).t() @ b.to(dtype)).reshape(-1).index_select(0, layout.flat)
+    dtype = torch.promote_types(grad.dtype, inputs.dtype)
+    grad, inputs = grad.to(dtype), inputs.to(dtype)
+    product = inputs.t() @ grad if layout.turned else grad.t() @ inputs
+    assert layout.matrix is not None
+    matrix = product.reshape(-1).index_select(0, layout.matrix)
+    return matrix, None if layout.bias is None else grad.sum(0).index_select(0, layout.bias)
 
 
 def build() -> str:
@@ -83,10 +89,20 @@ def build() -> str:
 class _Work(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("a", "b")),
-        *((name, ctypes.c_int64) for name in ("tokens", "a_width", "b_width", "a_stride", "b_stride", "k")),
-        *((name, ctypes.c_void_p) for name in ("rows", "cols", "sums", "scratch")),
-        *((name, ctypes.c_int32) for name in ("parts", "a_half", "b_half", "next")),
+        *((name, ctypes.c_int64) for name in ("tokens", "a_width", "b_width", "a_stride", "b_stride")),
+        *((name, ctypes.c_void_p) for name in ("flat", "bias")),
+        *((name, ctypes.c_int64) for name in ("k_flat", "k_bias")),
+        *((name, ctypes.c_void_p) for name in ("sums", "scratch", "rows", "cols")),
+        *((name, ctypes.c_int32) for name in ("parts", "a_half", "b_half", "turned", "next")),
     ]
+
+
+def _scratch(floats: int) -> int:
+    """The address, a multiple of 64, of scratch for so many floats, kept for this thread."""
+    room = getattr(_kept, "room", None)
+    if room is None or room.numel() < floats + TILE:
+        room = _kept.room = torch.empty(floats + TILE, dtype=torch.float32, device="cpu")
+    return -(-room.data_ptr() // 64) * 64
 
 
 @cache
