@@ -30,7 +30,9 @@ class Frame:
         self.names = names  # the weights that may need aliases
         self.own = own  # attribute → name, of the weights that it owns
         self.tap: Tap | None = None  # what makes a new output of its output; its own weights then need no alias
-        self.undo: list[tuple[nn.Module, str, Any, bool | None]] = []  # owner, attribute, what was there, Embedding.sparse
+        self.undo: list[
+            tuple[nn.Module, str, Any, bool | None]
+        ] = []  # owner, attribute, what was there, Embedding.sparse
         self.memo: dict[Any, Any] = {}  # whatever the maker of aliases wants to remember until the forward ends
 
 
@@ -118,11 +120,13 @@ class Aliases:
     def _put(self, frame: Frame, owner: nn.Module, attribute: str, alias: Tensor) -> None:
         # an owner swaps even where the whole model has done so: a backward runs the youngest nodes first, so that an
         # alias made just before its use frees the dense gradient at once, and one made at the start last
-        rows = self.rows and owner is frame.module and isinstance(owner, nn.Embedding) and not owner.scale_grad_by_freq
-        frame.undo.append((owner, attribute, owner._parameters[attribute], owner.sparse if rows else None))
+        table = owner if owner is frame.module and isinstance(owner, nn.Embedding) else None
+        if table is None or not self.rows or table.scale_grad_by_freq or torch.compiler.is_compiling():
+            table = None
+        frame.undo.append((owner, attribute, owner._parameters[attribute], None if table is None else table.sparse))
         owner._parameters[attribute] = alias  # type: ignore[assignment]
-        if rows:
-            owner.sparse = True  # its gradient is then the rows of the batch, not a copy of the table
+        if table is not None:
+            table.sparse = True  # its gradient is then the rows of the batch, not a copy of the table
 
     def undo(self, to: int) -> None:
         """Takes back the swaps of all frames but the first `to`, the last first."""

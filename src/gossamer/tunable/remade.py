@@ -16,7 +16,7 @@ from torch.nn import functional
 
 Again = Callable[..., Tensor]  # what was kept → the tensor
 
-_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+_hooks = getattr(getattr(torch._C, "_autograd", None), "_top_saved_tensors_default_hooks", None)
 
 
 def remade(tensor: Tensor) -> tuple[tuple[Tensor, ...], Again]:
@@ -31,8 +31,8 @@ def remade(tensor: Tensor) -> tuple[tuple[Tensor, ...], Again]:
     node = tensor.grad_fn
     if node is not None and _hooks is not None and not _hooks(True):  # under hooks a saved tensor is read only once
         way = _WAYS.get(node.name())
-        kept, again = way(node) if way else ((None,), _same)
-        if all(part is not None for part in kept):
+        kept, again = way(node) if way else ((), _same)
+        if kept and all(part is not None for part in kept):
             return kept, again
     return (tensor,), _same
 
@@ -46,7 +46,7 @@ def _gelu(node: Any) -> tuple[tuple[Tensor, ...], Again]:
     return (node._saved_self,), lambda x: functional.gelu(x, approximate=approximate)
 
 
-_WAYS: dict[str, Callable[[Any], tuple[tuple[Any, ...], Again]]] = {
+_WAYS: dict[str, Callable[[Any], tuple[tuple[Tensor, ...], Again]]] = {
     "GeluBackward0": _gelu,
     "SiluBackward0": lambda node: ((node._saved_self,), functional.silu),
     "MulBackward0": lambda node: ((node._saved_self, node._saved_other), torch.mul),  # None: a constant factor

@@ -51,7 +51,8 @@ def sampled(grad: Tensor, inputs: Tensor | None, layout: Layout) -> tuple[Tensor
     if torch.is_grad_enabled() or not _fits(grad) or not _fits(inputs) or _library() is None:
         return dense_then_gather(grad, inputs, layout)
     a, b = (_rows_apart(x) for x in ((inputs, grad) if layout.turned else (grad, inputs)))
-    k_matrix, k_bias = layout.matrix.numel(), 0 if layout.bias is None else layout.bias.numel()
+    bias = layout.matrix[:0] if layout.bias is None else layout.bias
+    k_matrix, k_bias = layout.matrix.numel(), bias.numel()
     k, widths = k_matrix + k_bias, a.shape[1] + b.shape[1] + 2
     room = a.shape[1] * b.shape[1] // (widths * TILE + k)  # parts whose scratch the dense gradient would hold
     parts = max(1, min(torch.get_num_threads(), -(-a.shape[0] // TILE), room))
@@ -59,13 +60,13 @@ def sampled(grad: Tensor, inputs: Tensor | None, layout: Layout) -> tuple[Tensor
     scratch = _scratch(parts * widths * TILE + 2 * k)
     work = _Work(
         a.data_ptr(), b.data_ptr(), a.shape[0], a.shape[1], b.shape[1], a.stride(0), b.stride(0),
-        layout.matrix.data_ptr(), layout.bias.data_ptr() if k_bias else None, k_matrix, k_bias, sums.data_ptr(),
+        layout.matrix.data_ptr(), bias.data_ptr(), k_matrix, k_bias, sums.data_ptr(),
         scratch, scratch + 4 * parts * widths * TILE, scratch + 4 * (parts * widths * TILE + k), parts,
         a.dtype == torch.bfloat16, b.dtype == torch.bfloat16, layout.turned, 0,
     )  # fmt: skip
     kernel, parallel = _library()  # type: ignore[misc]
     kernel(ctypes.byref(work), parallel)
-    return sums[0, :k_matrix], sums[0, k_matrix:] if k_bias else None
+    return sums[0, :k_matrix], None if layout.bias is None else sums[0, k_matrix:]
 
 
 def dense_then_gather(grad: Tensor, inputs: Tensor, layout: Layout) -> tuple[Tensor, Tensor | None]:

@@ -24,6 +24,7 @@ from gossamer.delta.patch import Patch, Sparse, Terms
 from gossamer.errors import BadPlan
 from gossamer.tunable.alias import Aliases, Frame
 from gossamer.tunable.bridge import Bridges, Chosen
+from gossamer.tunable.compiled import traced
 from gossamer.tunable.leaves import Leaves, Wanted
 from gossamer.tunable.taps import Use, tap, use
 
@@ -53,7 +54,10 @@ class SparseLeaves(Leaves):
         stack.push(self.layer)
         model.add_module(LEAVES, container)
         self.active = True
-        self._hooks: list[Any] = [register_optimizer_step_post_hook(self._after_step)]
+        self._hooks: list[Any] = [
+            register_optimizer_step_post_hook(self._after_step),
+            model.register_load_state_dict_post_hook(lambda *_: self.write(self.leaves, force=True)),
+        ]
         self._uses: dict[nn.Module, Use | None] = {module: use(module) for module in model.modules()}
         weights = {name: stack.parameters[name] for name in self.support}
         self._aliases = Aliases(model, weights, self._make, rows=True, copies=True)
@@ -98,7 +102,8 @@ class SparseLeaves(Leaves):
 
     def _make(self, frames: list[Frame]) -> dict[str, Tensor]:
         """What stands in for some weights, where gradients are recorded. A module that is tapped keeps its weights."""
-        self.write(self.leaves)
+        if not torch.compiler.is_compiling():  # there, the steps of optimizers must do
+            self.write(self.leaves)
         if not (self.active and torch.is_grad_enabled()):
             return {}
         frame, memo, weights = frames[-1], frames[0].memo, self.stack.parameters
@@ -113,12 +118,13 @@ class SparseLeaves(Leaves):
     def _tap(self, frame: Frame, memo: dict[str, Tensor], chosen: dict[str, Chosen]) -> dict[str, Tensor]:
         """Taps the module that is entered if it can be; the weights that it keeps."""
         used = self._uses[frame.module]
-        if used is None or not frame.args or not frame.own.keys() <= {"weight", "bias"} or torch.compiler.is_compiling():
+        if used is None or not frame.args or not frame.own.keys() <= {"weight", "bias"}:
             return {}
         if any(chosen[name].saw for name in frame.own.values()):
             return {}
         own = {attribute: (chosen[name], memo[name]) for attribute, name in frame.own.items()}
-        frame.tap = partial(tap, used, frame.module, frame.args[0], own)
+        way = tap if not torch.compiler.is_compiling() else traced
+        frame.tap = partial(way, used, frame.module, frame.args[0], own)
         return {name: self.stack.parameters[name] for name in frame.own.values()}
 
     def watcher(self, name: str) -> Callable[[Tensor], None] | None:

@@ -8,7 +8,7 @@ tapped by the sampled product (`sampled.py`), embeddings by looking at the rows 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,15 +29,12 @@ def use(owner: nn.Module) -> Use | None:
     return "lookup" if type(owner).forward is nn.Embedding.forward and not owner.scale_grad_by_freq else None
 
 
-def tap(
-    used: Use, owner: nn.Module, given: Tensor, own: Mapping[str, tuple[Chosen, Tensor]], output: Tensor
-) -> Tensor:
+def tap(used: Use, owner: nn.Module, given: Tensor, own: Mapping[str, tuple[Chosen, Tensor]], output: Tensor) -> Tensor:
     """The output for what was given, tapped. `own`: "weight" and "bias", where they are tuned → entries and values."""
     nothing = (None, None)
-    weight, values = own.get("weight", nothing)
+    (weight, values), (bias, shifts) = own.get("weight", nothing), own.get("bias", nothing)
     if used == "lookup":
         return Looked.apply(output, values, given, weight, owner.padding_idx)  # type: ignore[return-value]
-    bias, shifts = own.get("bias", nothing)
     layout = Layout(weight and weight.indices, bias and bias.indices, used == "turned")
     return Tapped.apply(output, given, values, shifts, weight, layout)  # type: ignore[return-value]
 
@@ -58,7 +55,7 @@ class Tapped(torch.autograd.Function):
         kept, ctx.again = remade(inputs) if weight else ((), None)
         ctx.save_for_backward(*kept)
         ctx.values, ctx.weight, ctx.layout = values, weight, layout
-        ctx.dtypes = [None if leaf is None else leaf.dtype for leaf in (values, shifts)]
+        ctx.dtype = next(part.dtype for part in (values, shifts) if part is not None)
         return output.detach()  # no view, so that the model may go on in place
 
     @staticmethod
@@ -67,38 +64,46 @@ class Tapped(torch.autograd.Function):
         inputs = ctx.again(*ctx.saved_tensors) if weight else None
         by_values, by_shifts = sampled(grad, inputs, layout)
         through = None
-        if weight and torch.is_grad_enabled() and ctx.needs_input_grad[1]:
+        if weight and inputs is not None and torch.is_grad_enabled() and ctx.needs_input_grad[1]:
             # the product itself takes the matrix for a constant; for a second derivative the gradient that it passes
             # to its input must depend on the leaf: a term that is zero and has the right derivative
             (alias,) = Bridges.apply([weight], ctx.values)  # type: ignore[misc]
             matrix = (alias - weight.weight).to(grad.dtype)
             through = (grad @ (matrix.t() if layout.turned else matrix)).to(inputs.dtype)
-        by_leaf = [
-            None if by is None else by.to(dtype) for by, dtype in zip((by_values, by_shifts), ctx.dtypes, strict=True)
-        ]
-        return grad, through, *by_leaf, None, None
+        return grad, through, *(by if by is None else by.to(ctx.dtype) for by in (by_values, by_shifts)), None, None
 
 
 class Looked(torch.autograd.Function):
     """Taps a look-up in a frozen table [rows, width]. Differentiable twice."""
 
     @staticmethod
-    def forward(
-        ctx: Any, output: Tensor, values: Tensor, ids: Tensor, table: Chosen, padding: int | None
-    ) -> Tensor:
+    def forward(ctx: Any, output: Tensor, values: Tensor, ids: Tensor, table: Chosen, padding: int | None) -> Tensor:
         ctx.ids, ctx.indices, ctx.padding, ctx.dtype = ids, table.indices, padding, values.dtype
         return output.detach()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        ids, width = ctx.ids.reshape(-1), grads[0].shape[-1]
-        grad = grads[0].reshape(-1, width)
-        first = torch.searchsorted(ctx.indices, ids * width)
-        count = torch.searchsorted(ctx.indices, ids * width + width) - first  # [tokens] entries in a token's row
-        if ctx.padding is not None:
-            count = count.masked_fill(ids == ctx.padding, 0)
-        token = torch.arange(ids.numel(), device=ids.device).repeat_interleave(count)
-        step = torch.arange(token.numel(), device=ids.device) - (count.cumsum(0) - count).index_select(0, token)
-        entry = first.index_select(0, token) + step
-        found = grad[token, ctx.indices.index_select(0, entry) % width].to(ctx.dtype)
-        return grads[0], found.new_zeros(ctx.indices.numel()).index_add(0, entry, found), None, None, None
+        return grads[0], looked(grads[0], ctx.ids, ctx.indices, ctx.padding).to(ctx.dtype), None, None, None
+
+
+def looked(grad: Tensor, ids: Tensor, indices: Tensor, padding: int | None) -> Tensor:
+    """The chosen entries of a table's gradient.
+
+    Args:
+        grad: [..., width], the gradient of what was looked up. ids: [...] rows of the table. indices: [k] flat, sorted.
+        padding: the row that has no gradient.
+
+    >>> looked(torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), torch.tensor([2, 0, 2]), torch.tensor([1, 2, 5]), None)
+    tensor([4., 0., 8.])
+    """
+    width = grad.shape[-1]
+    grad, ids = grad.reshape(-1, width), ids.reshape(-1)
+    first = torch.searchsorted(indices, ids * width)
+    count = torch.searchsorted(indices, ids * width + width) - first  # [tokens] entries in a token's row
+    if padding is not None:
+        count = count.masked_fill(ids == padding, 0)
+    token = torch.arange(ids.numel(), device=ids.device).repeat_interleave(count)
+    step = torch.arange(token.numel(), device=ids.device) - (count.cumsum(0) - count).index_select(0, token)
+    entry = first.index_select(0, token) + step
+    found = grad[token, indices.index_select(0, entry) % width].to(torch.promote_types(grad.dtype, torch.float32))
+    return found.new_zeros(indices.numel()).index_add(0, entry, found)
