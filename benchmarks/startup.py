@@ -15,7 +15,9 @@ _TIMED = "import time, torch; start = time.perf_counter(); {}; print(time.perf_c
 def measure(*, quick: bool = False) -> list[Figure]:
     """Seconds beyond torch, and, for scale, those of transformers beyond torch."""
     names, rounds = ("gossamer", "transformers"), 3 if quick else 15
-    seconds = np.array([[_seconds(f"import {name}") for name in names] for _ in range(rounds + 1)])[1:]  # the first warms up
+    seconds = np.array([[_seconds(f"import {name}") for name in names] for _ in range(rounds + 1)])[
+        1:
+    ]  # the first warms up
     low, high = np.quantile(seconds, [0.25, 0.75], axis=0)
     found = zip(names, np.median(seconds, axis=0), low, high, (0.2, None), strict=True)
     return [
