@@ -1,14 +1,12 @@
 """Exact top-k over tensors that are read in chunks: a sample brackets the threshold, one pass finds it, one collects.
 
-Let t be the k-th largest of n scores. In a random sample, about one of `RATE` scores, t's rank is binomial, so order
-statistics six standard deviations to either side bracket it: lo ≤ t ≤ hi (Floyd and Rivest 1975, "Expected time bounds
-for selection"). A pass counts what lies above hi, at hi and at lo, and keeps only what lies strictly between, of which t
-is the order statistic that is left. The counts prove the bracket; a failed one (about once in 10⁸ times) is drawn anew.
-So mass ties are counted, never kept, and extra memory is one chunk, the values between, and the k results. The sample is
-a speed-up only: what is chosen does not depend on it. Ties at t go to the lowest position: names in the order given,
-flat indices ascending.
+Let t be the k-th largest score. Order statistics of a random sample, six standard deviations of t's rank to either side,
+bracket it: lo ≤ t ≤ hi (Floyd and Rivest 1975). A pass counts what is above hi, at hi and at lo, and keeps what lies
+between, of which t is an order statistic. The counts prove the bracket; a failed one (less than once in a million times)
+is drawn anew. So ties are counted, never kept, extra memory is one chunk, the values between and the k results, and the
+sample has no say in what is chosen. Ties at t go to the lowest position: names in the order given, indices ascending.
 
-NumPy does the passes: its comparisons are as fast as the memory on one thread, where PyTorch's many short parallel
+NumPy makes the passes: on one thread it compares as fast as memory delivers, where PyTorch's many short parallel
 regions wait for one another on a busy machine.
 """
 
@@ -126,9 +124,9 @@ def _threshold(scores: Scores, k: int, lo: float, hi: float, *, room: int) -> tu
         rest = chunk[np.flatnonzero(reached)] if few else chunk  # what is below lo does not count, here or there
         if np.isnan(rest).any():
             raise BadPlan(f"the scores of {name!r} hold NaN, so no choice can be made; did the loss diverge?")
-        above += np.count_nonzero(rest > hi)
-        at_hi += np.count_nonzero(rest == hi)
-        at_lo += np.count_nonzero(rest == lo)
+        above += int(np.count_nonzero(rest > hi))
+        at_hi += int(np.count_nonzero(rest == hi))
+        at_lo += int(np.count_nonzero(rest == lo))
         inner = rest[np.flatnonzero((rest > lo) & (rest < hi))]
         size += inner.size
         if size > room or above >= k:
@@ -142,7 +140,7 @@ def _threshold(scores: Scores, k: int, lo: float, hi: float, *, room: int) -> tu
         values = np.concatenate(between)
         values.partition(size - wanted)
         t = values[size - wanted]
-        return float(t), wanted - np.count_nonzero(values > t)
+        return float(t), wanted - int(np.count_nonzero(values > t))
     wanted -= size
     return (lo, wanted) if wanted <= at_lo and lo < hi else None
 
