@@ -8,11 +8,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import apply, file, kernel, memory, selection, step, topk
+from benchmarks import apply, file, kernel, memory, selection, startup, step, topk
 from benchmarks.common import Figure, setting, table, write
 
 TOPICS = {"step": step, "kernel": kernel, "memory": memory, "file": file, "apply": apply, "topk": topk,
-          "selection": selection}  # fmt: skip
+          "selection": selection, "startup": startup}  # fmt: skip
 
 
 def main() -> None:

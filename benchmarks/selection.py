@@ -11,12 +11,18 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 
+import torch
 from torch import nn
 
-from benchmarks.common import MIB, Figure, allocated, batch, interleave, minilm
+from benchmarks.common import DENSITY, MIB, Figure, allocated, batch, interleave, minilm
 from gossamer.delta.base import base_parameters
+from gossamer.select.change import change
 from gossamer.select.curvature import hutchinson
+from gossamer.select.fisher import fisher
+from gossamer.select.gradient import gradient
+from gossamer.select.magnitude import magnitude
 from gossamer.select.scoring import Batch, accumulate, model_loss, scoring
+from gossamer.tunable.tuned import Tuned
 
 
 def measure(*, quick: bool = False) -> list[Figure]:
@@ -44,10 +50,36 @@ def measure(*, quick: bool = False) -> list[Figure]:
     times = interleave({name: partial(run, data) for name, run in passes.items() if name != "floor"}, rounds=1 if quick else 3,
                        repeats=1)  # fmt: skip
     return [
+        *_ranking(model, parameters),
         *(Figure(f"copies at 1 × 16 tokens: {name}", copies[name], "×", goal) for name, goal in goals.items()),
         *(Figure(f"peak at 16 × 64 tokens: {name}", peak[name, (16, 64)] / MIB, "MiB") for name in passes),
         *(times.ratio(name, "gradient", f"time: {name} / gradient") for name in goals if name != "gradient"),
         *(times.milliseconds(name, f"time of 16 examples: {name}") for name in goals),
+    ]
+
+
+def _ranking(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> list[Figure]:
+    """Copies that exist while given scores are ranked (at most one tensor's), and θ0 under a full fine-tuning."""
+    copy, largest = sum(p.nbytes for p in parameters.values()), max(p.nbytes for p in parameters.values())
+    k = int(DENSITY * sum(p.numel() for p in parameters.values()))
+    given = {name: torch.randn_like(p) for name, p in parameters.items()}
+    earlier = magnitude(given, k)
+    rules: dict[str, Callable[[], object]] = {
+        "change": lambda: change(given, k, without=earlier),
+        "fisher": lambda: fisher(given, k),
+        "gradient": lambda: gradient(given, k),
+        "magnitude": lambda: magnitude(given, k, smallest=True),
+    }
+    held: list[Tuned] = []
+    peak, kept = allocated(lambda: held.append(Tuned(model, None, kind="dense")))
+    delta, _ = allocated(lambda: held[0].delta("fp32"))
+    held[0].detach()
+    ranking = {name: allocated(run)[0] / copy for name, run in rules.items()}
+    return [
+        *(Figure(f"copies while ranking: {name}", x, "×", largest / copy + 0.1) for name, x in ranking.items()),
+        Figure("θ0 under a full fine-tuning", kept / copy, "×", 1.01),
+        Figure("θ0 under a full fine-tuning, peak of attaching", peak / copy, "×"),
+        Figure("reading θ1 − θ0, itself a copy, peak", delta / copy, "×"),
     ]
 
 

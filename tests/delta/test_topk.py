@@ -1,4 +1,6 @@
-"""Exact top-k against a full stable sort."""
+"""Exact top-k against a full stable sort, whatever the sample that brackets the threshold happens to hold."""
+
+import math
 
 import pytest
 import torch
@@ -44,12 +46,15 @@ def scored(draw: st.DrawFn) -> dict[str, Tensor]:
     return found
 
 
-@given(scored(), st.integers(1, 60), st.sampled_from([1, 3, 4, 1 << 20]), st.booleans())
-def test_equals_a_stable_sort(scores, k, chunk, lazily):
+@given(
+    scored(), st.integers(1, 60), st.sampled_from([1, 3, 4, 1 << 20]), st.sampled_from([1, 2, 5, 1024]), st.booleans()
+)
+def test_equals_a_stable_sort(scores, k, chunk, rate, lazily):
     total = sum(score.numel() for score in scores.values())
     given_ = {n: (lambda s=s: s.clone()) if lazily else s for n, s in scores.items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(topk, "CHUNK", chunk)
+        patch.setattr(topk, "RATE", rate)
         if k > total:
             with pytest.raises(BadPlan, match="is more than the"):
                 top_k(given_, k)
@@ -65,10 +70,98 @@ def test_equals_a_stable_sort(scores, k, chunk, lazily):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_large_random_scores(dtype, monkeypatch):
     monkeypatch.setattr(topk, "CHUNK", 1000)
+    monkeypatch.setattr(topk, "RATE", 4)
     rng = torch.Generator().manual_seed(3)
     scores = {name: torch.randn(m, generator=rng).to(dtype) for name, m in (("a", 3000), ("b", 999), ("c", 1001))}
-    for k in (1, 17, 2500, 5000):
+    for k in (1, 17, 2500, 4999, 5000):
         assert top_k(scores, k) == by_sorting(scores, k)
+
+
+N = 20_000
+ORDERS = {
+    "all equal": torch.full((N,), 0.5),
+    "both zeros": torch.zeros(N).index_fill(0, torch.arange(0, N, 3), -0.0),
+    "ascending": torch.arange(N).float(),
+    "descending": -torch.arange(N).float(),
+    "mostly zero": torch.zeros(N).index_copy(0, torch.arange(0, N, 50), torch.arange(N // 50).float()),
+    "few values": torch.arange(N).remainder(7).float(),
+    "ties at the threshold": torch.cat([torch.full((N // 2,), 1.0), torch.arange(N // 2).float()]),
+    "infinities": torch.tensor([math.inf, -math.inf, 0.0, 1.0]).repeat(N // 4),
+    "minus infinity": torch.full((N,), -math.inf).index_fill(0, torch.arange(3), 1.0),
+    "denormals": torch.arange(N).float() * 2.0**-149,
+    "neighbors": torch.nextafter(torch.ones(N), torch.full((N,), 2.0)).index_fill(0, torch.arange(0, N, 2), 1.0),
+    "periodic": torch.arange(N).remainder(4).eq(0).float() + torch.arange(N) * 1e-6,
+}
+
+
+@pytest.mark.parametrize("k", [1, 2, N // 200, N // 2, N - 1, N])
+@pytest.mark.parametrize("order", ORDERS)
+def test_orders_and_ties(order, k, monkeypatch):
+    monkeypatch.setattr(topk, "CHUNK", 4096)
+    monkeypatch.setattr(topk, "RATE", 4)
+    a, b, c = ORDERS[order].split([N // 3, 5, N - N // 3 - 5])
+    scores = {"z": a, "m": b, "a": c}
+    assert top_k(scores, k) == by_sorting(scores, k)
+
+
+def spiked(attempts: int) -> tuple[Tensor, int]:
+    """Scores of which the first samples see nothing but the largest, and how many those are."""
+    score = torch.randn(N, generator=torch.Generator().manual_seed(1))
+    for seed in range(attempts):
+        score[torch.randint(N, (N // 4,), generator=torch.Generator().manual_seed(seed))] += 100.0
+    return score, int((score > 50).sum())
+
+
+@pytest.mark.parametrize("attempts", [1, topk.BRACKETS])
+@pytest.mark.parametrize("lazily", [False, True])
+def test_a_sample_that_misleads_costs_passes_not_exactness(attempts, lazily, monkeypatch):
+    monkeypatch.setattr(topk, "CHUNK", 4096)
+    monkeypatch.setattr(topk, "RATE", 4)
+    score, spikes = spiked(attempts)
+    calls = []
+
+    def computed() -> Tensor:
+        calls.append(0)
+        return score.clone()
+
+    passes = []
+    for k in (spikes // 2, spikes, spikes + 100, N - 10):
+        calls.clear()
+        assert top_k({"w": computed if lazily else score}, k) == by_sorting({"w": score}, k)
+        passes.append(len(calls))
+    if lazily:
+        assert max(passes) == 2 * (attempts + 1) + 1, "the brackets were expected to fail"
+
+
+def test_a_bracket_that_holds_too_much_is_drawn_anew(monkeypatch):
+    monkeypatch.setattr(topk, "CHUNK", 512)
+    score = torch.randn(N, generator=torch.Generator().manual_seed(1))
+    brackets = iter([(-math.inf, math.inf), (0.0, 0.0), (5.0, -5.0)])
+    monkeypatch.setattr(topk, "_bracket", lambda sample, density: next(brackets))
+    assert top_k({"w": score}, 100) == by_sorting({"w": score}, 100)
+    assert next(brackets, None) is None
+
+
+def test_random_numbers_of_training_are_left_alone():
+    before = torch.get_rng_state()
+    top_k({"w": torch.rand(5000, generator=torch.Generator().manual_seed(0))}, 10)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_callable_is_called_once_a_pass(monkeypatch):
+    for chunk in (100, 1 << 20):
+        monkeypatch.setattr(topk, "CHUNK", chunk)
+        monkeypatch.setattr(topk, "RATE", 4)
+        calls, score = [], torch.randn(2000, generator=torch.Generator().manual_seed(2))
+        found = top_k({"w": lambda calls=calls, score=score: calls.append(0) or score}, 20)
+        assert found == by_sorting({"w": score}, 20)
+        assert len(calls) == 3
+
+
+def test_scores_that_change_from_call_to_call_are_refused():
+    rng = torch.Generator().manual_seed(0)
+    with pytest.raises(BadPlan, match="the same at every call"):
+        top_k({"w": lambda: torch.randn(4000, generator=rng)}, 1000)
 
 
 def test_minus_zero_is_zero_and_the_lowest_position_wins_ties():

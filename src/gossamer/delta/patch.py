@@ -132,7 +132,9 @@ class Dense:
 
     def add_to(self, total: Tensor, coefficient: float, slots: Tensor | None = None) -> None:
         """Adds coefficient × patch to a flat float64 tensor of all entries."""
-        total.add_(self.values.detach().to(total.device).reshape(-1), alpha=coefficient)
+        values, step = self.values.detach().to(total.device).reshape(-1), 1 << 20
+        for start in range(0, total.numel(), step):  # so that float64 copies of the values are short ones
+            total[start : start + step].add_(values[start : start + step], alpha=coefficient)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Dense) and self.key == other.key

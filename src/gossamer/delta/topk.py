@@ -1,36 +1,47 @@
-"""Exact top-k over tensors that are read in chunks: a radix select, most significant 16 bits first.
+"""Exact top-k over tensors that are read in chunks: a sample brackets the threshold, one pass finds it, one collects.
 
-Floats are read as integers of the same order. Each pass counts one 16-bit digit of the scores that still share the
-threshold's leading digits, so the threshold is exact after two passes (float32) and a third pass collects. Extra memory
-is one chunk and the k results, never a copy of the scores. Ties at the threshold go to the lowest position: names in
-the order given, flat indices ascending.
+Let t be the k-th largest score. Order statistics of a random sample, six standard deviations of t's rank to either side,
+bracket it: lo ≤ t ≤ hi (Floyd and Rivest 1975). A pass counts what is above hi, at hi and at lo, and keeps what lies
+between, of which t is an order statistic. The counts prove the bracket; a failed one (less than once in a million times)
+is drawn anew. So ties are counted, never kept, extra memory is one chunk, the values between and the k results, and the
+sample has no say in what is chosen. Ties at t go to the lowest position: names in the order given, indices ascending.
+
+NumPy makes the passes: on one thread it compares as fast as memory delivers, where PyTorch's many short parallel
+regions wait for one another on a busy machine.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gossamer.delta.support import Support
 from gossamer.errors import BadPlan
 
 Scores = Mapping[str, Tensor | Callable[[], Tensor]]  # a name → its scores, or a function that computes them anew
+Values = NDArray[np.floating[Any]]
 CHUNK = 1 << 20
-_INTEGER = {torch.float32: torch.int32, torch.float64: torch.int64}
+RATE = 1 << 10  # one score in so many is sampled
+BRACKETS = 3  # brackets that are tried before everything counts as between
 
 
 def top_k(scores: Scores, k: int, *, per_tensor: bool = False) -> Support:
     """The k largest scores over all tensors, exactly k, ties to the lowest position.
 
     Args:
-        scores: name → tensor of any shape and float dtype, or a callable that returns one (called once a pass, so
-            that scores need not be kept). 16-bit ones are compared as float32.
+        scores: name → tensor of any shape and float dtype, or a callable that returns one (called once a pass, three
+            times in all, so that scores need not be kept). 16-bit ones are compared as float32.
         k: how many entries; `per_tensor` shares them out in proportion to size (largest remainder).
 
     Raises:
-        BadPlan: k < 1, more than there are scores, a score is NaN, or float64 is mixed with other dtypes.
+        BadPlan: k < 1, more than there are scores, a score is NaN, float64 is mixed with other dtypes, or a callable
+            returned other scores from pass to pass.
 
     >>> top_k({"w": torch.tensor([[3.0, 1.0, 2.0], [2.0, 0.0, 5.0]])}, 3)["w"]
     tensor([0, 2, 5])
@@ -63,62 +74,102 @@ def check_k(k: int, total: int) -> None:
 
 
 def _select(scores: Scores, k: int) -> Support:
-    prefix, above, width, shift, total = 0, 0, 0, 0, None
-    while total is None or shift:
-        counts, seen = torch.zeros(1 << 16, dtype=torch.int64), 0
-        for _, _, keys in _chunks(scores):
-            if width not in (0, 8 * keys.element_size()):
-                raise BadPlan("some scores are float64 and some are not; give all of them in one dtype")
-            if not width:
-                width = shift = 8 * keys.element_size()
-            seen += keys.numel()
-            counts += _histogram(keys, prefix, shift, width)
-        if total is None:
-            total = seen
-            check_k(k, total)
-        shift -= 16
-        from_top = counts.flip(0).cumsum(0)
-        # the digit at which the running count, taken from the top, first reaches the k that are wanted
-        place = int(torch.searchsorted(from_top, torch.tensor(k - above)))
-        above += int(from_top[place - 1]) if place else 0
-        prefix = (prefix << 16) | ((1 << 16) - 1 - place)
-    threshold = prefix - (1 << (width - 1))
-    ties, found = k - above, {}
-    for name, start, keys in _chunks(scores):
-        hit = torch.nonzero(keys >= threshold).flatten()
-        tied = keys[hit] == threshold
-        if ties < int(tied.sum()):
-            hit = hit[~tied | (tied.cumsum(0) <= ties)]
-        ties -= min(ties, int(tied.sum()))
-        found.setdefault(name, []).append(hit + start)
+    found = None
+    for seed in range(BRACKETS + 1):
+        total, sample = _sample(scores, seed)
+        check_k(k, total)
+        everything = total <= CHUNK or seed == BRACKETS
+        lo, hi = (-math.inf, math.inf) if everything else _bracket(sample, k / total)
+        found = _threshold(scores, k, lo, hi, room=total if everything else CHUNK + total // 32)
+        if found:
+            break
+    support = _collect(scores, *found) if found else Support({})
+    if support.k != k:
+        raise BadPlan(
+            f"{support.k:,} scores instead of {k:,} were found: a callable must return the same at every call"
+        )
+    return support
+
+
+def _sample(scores: Scores, seed: int) -> tuple[int, Values]:
+    """How many scores there are, and one in `RATE` of them: from each tensor its share, at random, with replacement."""
+    rng, total, picked, double = torch.Generator().manual_seed(seed), 0, [], set[bool]()
+    for score in scores.values():
+        flat = _read(score).detach().reshape(-1)
+        double.add(flat.dtype == torch.float64)
+        share = (total + flat.numel()) // RATE - total // RATE
+        if share:
+            places = torch.randint(flat.numel(), (share,), generator=rng)
+            picked.append(_array(flat[places.to(flat.device)]))
+        total += flat.numel()
+    if len(double) > 1:
+        raise BadPlan("some scores are float64 and some are not; give all of them in one dtype")
+    return total, np.concatenate(picked) if picked else np.empty(0)
+
+
+def _bracket(sample: Values, density: float) -> tuple[float, float]:
+    """(lo, hi), six standard deviations of a rank below and above; where the sample ends, infinity."""
+    rank, s = density * sample.size, np.sort(sample)
+    slack = 6 * math.sqrt(rank * (1 - density)) + 2
+    below, above = math.ceil(rank + slack), math.floor(rank - slack)  # ranks from the top, from 1
+    return (float(s[-below]) if below <= s.size else -math.inf), (float(s[-above]) if above >= 1 else math.inf)
+
+
+def _threshold(scores: Scores, k: int, lo: float, hi: float, *, room: int) -> tuple[float, int] | None:
+    """(t, how many scores equal to t are wanted); None if t is not in lo … hi or more than `room` values lie between."""
+    above, at_hi, at_lo, between, size = 0, 0, 0, [], 0
+    for name, _, chunk in _chunks(scores):
+        reached = ~(chunk < lo)  # a NaN is not below anything
+        few = np.count_nonzero(reached) < chunk.size // 8
+        rest = chunk[np.flatnonzero(reached)] if few else chunk  # what is below lo does not count, here or there
+        if np.isnan(rest).any():
+            raise BadPlan(f"the scores of {name!r} hold NaN, so no choice can be made; did the loss diverge?")
+        above += int(np.count_nonzero(rest > hi))
+        at_hi += int(np.count_nonzero(rest == hi))
+        at_lo += int(np.count_nonzero(rest == lo))
+        inner = rest[np.flatnonzero((rest > lo) & (rest < hi))]
+        size += inner.size
+        if size > room or above >= k:
+            return None
+        between.append(inner)
+    wanted = k - above
+    if wanted <= at_hi:
+        return hi, wanted
+    wanted -= at_hi
+    if wanted <= size:
+        values = np.concatenate(between)
+        values.partition(size - wanted)
+        t = values[size - wanted]
+        return float(t), wanted - int(np.count_nonzero(values > t))
+    wanted -= size
+    return (lo, wanted) if wanted <= at_lo and lo < hi else None
+
+
+def _collect(scores: Scores, t: float, ties: int) -> Support:
+    """Every score above t, and the first `ties` that equal it."""
+    found: dict[str, list[Tensor]] = {}
+    for name, start, chunk in _chunks(scores):
+        chosen = chunk > t
+        if ties:
+            tied = np.flatnonzero(chunk == t)[:ties]
+            chosen[tied] = True
+            ties -= tied.size
+        hit = np.flatnonzero(chosen)
+        hit += start
+        found.setdefault(name, []).append(torch.from_numpy(hit))
     return Support({name: torch.cat(parts) for name, parts in found.items()})
 
 
-def _histogram(keys: Tensor, prefix: int, shift: int, width: int) -> Tensor:
-    """Counts the 16-bit digit below bit `shift` among keys whose bits above it equal `prefix`."""
-    half = 1 << 15
-    if shift < width:
-        signed = prefix - (1 << (width - shift - 1))
-        keys = keys[(keys >> shift) == signed]
-        digit = (keys >> (shift - 16)) & 0xFFFF
-    else:
-        digit = (keys >> (shift - 16)) + half
-    return torch.bincount(digit, minlength=1 << 16)
-
-
-def _chunks(scores: Scores) -> Iterator[tuple[str, int, Tensor]]:
-    """(name, first flat index, order-preserving integer keys) of every chunk, in order."""
+def _chunks(scores: Scores) -> Iterator[tuple[str, int, Values]]:
+    """(name, first flat index, values in float32 or float64) of every chunk, in order."""
     for name, score in scores.items():
         flat = _read(score).detach().reshape(-1)
         for start in range(0, flat.numel(), CHUNK):
-            chunk = flat[start : start + CHUNK].cpu()
-            chunk = chunk if chunk.dtype in _INTEGER else chunk.float()
-            if chunk.isnan().any():
-                raise BadPlan(f"the scores of {name!r} hold NaN, so no choice can be made; did the loss diverge?")
-            keys = (chunk + 0.0).view(_INTEGER[chunk.dtype])  # + 0.0 turns −0 into 0
-            if bool((keys < 0).any()):
-                keys = torch.where(keys < 0, keys ^ torch.iinfo(keys.dtype).max, keys)
-            yield name, start, keys
+            yield name, start, _array(flat[start : start + CHUNK])
+
+
+def _array(values: Tensor) -> Values:
+    return (values if values.dtype in (torch.float32, torch.float64) else values.float()).cpu().numpy()
 
 
 def _read(score: Tensor | Callable[[], Tensor]) -> Tensor:

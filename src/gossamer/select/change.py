@@ -33,12 +33,10 @@ def change(
     """
 
     def moved(name: str) -> Tensor:
-        score = differences[name].detach().abs().reshape(-1)
+        score = differences[name].detach().abs().reshape(-1)  # a tensor of its own, for as long as it is ranked
         if without and name in without:
-            score = score.clone()
             score[without[name]] = 0.0
         if kept and name in kept:
-            score = score.clone()
             score[kept[name]] = score[kept[name]].clamp(min=torch.finfo(score.dtype).tiny)
         return score
 

@@ -17,6 +17,10 @@ def magnitude(parameters: Mapping[str, Tensor], k: int, *, smallest: bool = Fals
     >>> magnitude({"w": torch.tensor([[3.0, -4.0, 1.0], [0.0, 2.0, 5.0]])}, 2)["w"]
     tensor([1, 5])
     """
-    sign = -1.0 if smallest else 1.0
-    scores = {n: (lambda p=p: sign * p.detach().abs()) for n, p in parameters.items()}
+
+    def size(parameter: Tensor) -> Tensor:
+        score = parameter.detach().abs()
+        return score.neg_() if smallest else score
+
+    scores = {n: (lambda p=p: size(p)) for n, p in parameters.items()}
     return top_k(scores, k, per_tensor=per_tensor)

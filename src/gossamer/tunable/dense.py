@@ -41,8 +41,9 @@ class DenseLeaves(Leaves):
     def values(self, name: str) -> Tensor:
         """δ of a parameter: what it holds less base and layers, in its shape; float32 (float64 for a float64 base)."""
         leaf = self.leaves[name]
-        change = leaf.detach().double() - self.stack.beneath(name).view(leaf.shape)
-        return change.to(torch.promote_types(leaf.dtype, torch.float32))
+        change = self.stack.beneath(name).neg_()
+        Dense(leaf).add_to(change, 1.0)
+        return change.to(torch.promote_types(leaf.dtype, torch.float32)).view(leaf.shape)
 
     def suspend(self) -> None:
         """Puts what lies beneath in the leaves' place for a while."""
