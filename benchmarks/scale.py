@@ -41,7 +41,9 @@ def measure(*, quick: bool = False) -> list[Figure]:
             print(f"scale: {name} left out: needs about {need:.0f} GiB, {free:.0f} GiB are free", file=sys.stderr)
             continue
         command = [sys.executable, "-m", "benchmarks.scale", name, str(1 if quick else 3)]
-        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        found = json.loads(
+            subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
+        )
         figures += [
             Figure(f"{name}: peak resident memory", found["peak"], "GiB", LIMIT),
             Figure(f"{name}: beyond the loaded model", found["peak"] - found["loaded"], "GiB"),
@@ -113,6 +115,7 @@ class _Clock:
     def lap(self, name: str, share: int = 1) -> None:
         now = time.perf_counter()
         self.found[name], self.last = (now - self.last) / share, now
+        print(f"{name}: {self.found[name]:.1f} s", file=sys.stderr, flush=True)
 
 
 def _weights(name: str) -> int:

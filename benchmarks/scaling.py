@@ -124,7 +124,7 @@ def points_of(figures: Sequence[Figure]) -> dict[str, list[tuple[float, dict[str
 
 
 def draw(figures: Sequence[Figure], out: Path) -> None:
-    """Writes scaling.png: milliseconds a step on the three axes, logarithmic."""
+    """Writes scaling.png: milliseconds a step on the three axes."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -139,10 +139,11 @@ def draw(figures: Sequence[Figure], out: Path) -> None:
             plot.plot(
                 [x for x, _ in points], [ms[way] for _, ms in points], "o-", color=colors[way], label=way, markersize=4
             )
-        plot.set_xscale("log")
-        plot.set_yscale("linear" if axis == "density" else "log")
-        if axis == "density":
+        if axis == "density":  # linear, to show whether the cost is
             plot.set_ylim(bottom=0)
+        else:
+            plot.set_xscale("log")
+            plot.set_yscale("log")
         plot.set_xlabel(labels[axis] + ("" if axis == "density" else f" (density {DENSITY:.1%})"))
         plot.grid(alpha=0.3)
     axes[0].set_ylabel("milliseconds a step")
