@@ -5,8 +5,8 @@ is nothing to measure. Its trainer is run as it is, but for one method that toda
 arguments and that only logs, for which Trainer's own stands in. Both train with one transformers Trainer (AdamW,
 clipping at 1, a linear schedule), LayerNorm left out, on the same examples: 16 × 64 random tokens of which some tell
 the label. Trainers of the reference's time had no fused AdamW; today's has it by default, which makes dense steps
-cheaper, and is measured beside. `rest` is what is neither training: attaching, choosing k of all weights, and taking the difference. It is the
-same for a run of any length, so that a long run tends to the ratio of `training`.
+cheaper, and is measured beside. `rest` is what is not training: attaching, choosing k of all weights, and taking
+the difference. It is the same for a run of any length, so that a long run tends to the ratio of `training`.
 """
 
 from __future__ import annotations
@@ -153,11 +153,12 @@ def arguments(folder: str, steps: int, optimizer: str) -> Any:
 
 def _timed(spent: list[float]) -> type:
     """A Trainer that adds the seconds of each training to `spent`, and trains each phase at its rate."""
-    from transformers import Trainer
+    from transformers import PrinterCallback, Trainer
 
     class Timed(Trainer):
         def train(self, *args: Any, **kwargs: Any) -> Any:
             self.args.learning_rate = RATES[len(spent)]
+            self.remove_callback(PrinterCallback)
             start = time.perf_counter()
             try:
                 return super().train(*args, **kwargs)
