@@ -8,11 +8,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import apply, file, kernel, memory, selection, startup, step, topk
+from benchmarks import apply, file, kernel, lt_sft, memory, scale, scaling, selection, startup, state, step, topk
 from benchmarks.common import Figure, setting, table, write
 
-TOPICS = {"step": step, "kernel": kernel, "memory": memory, "file": file, "apply": apply, "topk": topk,
-          "selection": selection, "startup": startup}  # fmt: skip
+TOPICS = {"step": step, "kernel": kernel, "memory": memory, "state": state, "scaling": scaling, "file": file, "apply": apply,
+          "topk": topk, "selection": selection, "startup": startup, "lt_sft": lt_sft, "scale": scale}  # fmt: skip
 
 
 def main() -> None:
@@ -28,8 +28,13 @@ def main() -> None:
     found: dict[str, list[Figure]] = {}
     for name in given.names or TOPICS:
         Console(stderr=True).print(f"measuring {name} …", style="dim")
-        found[name] = TOPICS[name].measure(quick=given.quick)
+        if figures := TOPICS[name].measure(quick=given.quick):  # a topic that lacks what it needs gives none
+            found[name] = figures
     if out:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, figures in found.items():
+            if draw := getattr(TOPICS[name], "draw", None):
+                draw(figures, out)
         write(out, found, {name: TOPICS[name].__doc__ or "" for name in found}, quick=given.quick)
     console = Console()
     console.print(table(found))

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -31,7 +32,8 @@ from gossamer.tunable.tuned import Tuned
 
 DENSITY = 0.005
 MIB = 1 << 20
-VARIANTS = ("full", "floor", "dense-mask", "lora", "sparse")
+VARIANTS = ("full", "floor", "dense-mask", "lora", "shira", "super", "sparse")
+LAYERS = r".*encoder.*\.(query|key|value|dense)"  # all linear layers of BERT's encoder, for PEFT
 
 
 # figures ------------------------------------------------------------------------------------------------------------
@@ -214,14 +216,25 @@ class Run:
     optimizer: torch.optim.Optimizer
     masks: Mapping[nn.Parameter, torch.Tensor]
     data: Mapping[str, torch.Tensor]
+    kept: Sequence[torch.Tensor] = ()  # what the way holds besides
+    k: int = 0  # weights that can move, the head's not counted
 
     def __call__(self) -> None:
+        self.gradients()
+        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def gradients(self) -> None:
+        """Forward, backward and masks."""
         self.model(**self.data).loss.backward()
         for parameter, mask in self.masks.items():
             if parameter.grad is not None:
-                parameter.grad.mul_(mask)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+                parameter.grad *= mask
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     @property
     def state_bytes(self) -> int:
@@ -230,41 +243,90 @@ class Run:
 
 
 @contextmanager
-def training(variant: str, model: nn.Module, *, fused: bool = False, **shape: int) -> Iterator[Run]:
-    """A model made ready for one way of training; all ways share the batch (of the given `shape`) and AdamW.
+def training(
+    variant: str, model: nn.Module, *, density: float = DENSITY, fused: bool = False, **shape: int
+) -> Iterator[Run]:
+    """A model made ready for one way of training.
+
+    All ways share the batch (of the given `shape`) and AdamW, and clip the gradient of what they train at norm 1, as a
+    transformers Trainer does for everybody. The head is always trained.
 
     full        every weight
     floor       the base frozen, only biases and the head: what no way can undercut, forward plus activation gradients
-    dense-mask  every weight, gradients multiplied by a dense mask: how reference codes train a sparse fine-tuning
-    lora        PEFT's LoRA, rank 8, on all linear layers of the encoder, and the head
-    sparse      gossamer, a random support, and the head
-    gated       gossamer, a change and a gate of every weight (diff pruning's first phase), and the head
+    dense-mask  phase two of the reference LT-SFT (composable-sft, a child of Trainer), see `_dense_mask`
+    lora        PEFT's LoRA, rank 8, on all linear layers of the encoder
+    shira       PEFT's SHiRA, a random mask of r·(inputs + outputs) entries a linear layer of the encoder; r is a whole
+                number, so that k only comes near `density` (r = 3 at 0.5 % of MiniLM: 10 % more)
+    super       PEFT's Super-Tuning (Super, not Supra), the largest entries of each linear layer of the encoder, k as of
+                `sparse` but for the rounding of each layer
+    sparse      gossamer, a random support over the whole base
+    gated       gossamer, a change and a gate of every weight (diff pruning's first phase)
     """
-    masks: dict[nn.Parameter, torch.Tensor] = {}
     model.train()
-    if variant == "sparse":
-        with gs.tune(model, "random", density=DENSITY) as tuned:
-            yield Run(model, _adamw(tuned.parameters(), fused), masks, batch(**shape))
+    base = list(model.base_model.parameters())  # type: ignore[union-attr, operator]
+    m = sum(p.numel() for p in base)
+    if variant in ("sparse", "gated"):
+        tuning = gs.tune(model, "random", density=density) if variant == "sparse" else _gated(model)
+        with tuning as tuned:
+            yield Run(model, _adamw(tuned.parameters(), fused), {}, batch(**shape), k=tuned.k)
         return
-    if variant == "gated":
-        tuned = Tuned(model, None, kind="gated", penalty=42.0)
-        yield Run(model, _adamw(tuned.parameters(), fused), masks, batch(**shape))
-        tuned.detach()
-        return
+    head = {id(p) for p in model.parameters()} - {id(p) for p in base}
+    masks: dict[nn.Parameter, torch.Tensor] = {}
+    kept: list[torch.Tensor] = []
     if variant == "floor":
-        head = {id(p) for p in model.parameters()} - {id(p) for p in model.base_model.parameters()}
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.endswith("bias") or id(parameter) in head)
     elif variant == "dense-mask":
-        masks = {p: (torch.rand_like(p) < DENSITY).to(p.dtype) for p in model.base_model.parameters()}
-    elif variant == "lora":
-        from peft import LoraConfig, TaskType, get_peft_model
-
-        layers = r".*encoder.*\.(query|key|value|dense)"
-        model = get_peft_model(model, LoraConfig(r=8, target_modules=layers, task_type=TaskType.SEQ_CLS))
+        masks, kept = _dense_mask(model, base, density)
+    elif variant in ("lora", "shira", "super"):
+        model = _peft(variant, model, int(m * density))
     elif variant != "full":
         raise ValueError(f"unknown variant {variant!r}; expected one of {', '.join(VARIANTS)}, gated")
-    yield Run(model, _adamw((p for p in model.parameters() if p.requires_grad), fused), masks, batch(**shape))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    heads = [p for n, p in model.named_parameters() if id(p) in head or "modules_to_save" in n]
+    k = sum(int(mask.sum()) for mask in masks.values())
+    k = k or sum(p.numel() for p in trained) - sum(p.numel() for p in heads if p.requires_grad)
+    yield Run(model, _adamw(trained, fused), masks, batch(**shape), kept, k)
+
+
+@contextmanager
+def _gated(model: nn.Module) -> Iterator[Tuned]:
+    tuned = Tuned(model, None, kind="gated", penalty=42.0)
+    try:
+        yield tuned
+    finally:
+        tuned.detach()
+
+
+def _dense_mask(
+    model: nn.Module, base: Iterable[nn.Parameter], density: float
+) -> tuple[dict[nn.Parameter, torch.Tensor], list[torch.Tensor]]:
+    """What the reference LT-SFT does in phase two, in behavior: masks, and the copies that it keeps.
+
+    Everything requires gradients and is given to a dense AdamW. A boolean mask of each maskable weight (here: of the
+    base) lies beside it, and after every backward ``grad *= mask`` multiplies the dense gradient by it, weight by weight;
+    then Trainer clips at its default norm of 1 over all parameters and steps. Two copies of all weights are kept
+    meanwhile: those at the trainer's start, and those at the start of the iteration. The optional L1 term (coefficient
+    0 by default, as in all its task recipes) is left out; it would add Σ|θ − θ0| over dense weights to every step.
+    """
+    masks = {p: torch.rand_like(p) < density for p in base}
+    return masks, [p.detach().clone() for _ in range(2) for p in model.parameters()]
+
+
+def _peft(variant: str, model: nn.Module, k: int) -> nn.Module:
+    from peft import LoraConfig, ShiraConfig, SupertuningConfig, TaskType, get_peft_model
+
+    layers = [m for n, m in model.named_modules() if isinstance(m, nn.Linear) and re.fullmatch(LAYERS, n)]
+    widths = sum(layer.in_features + layer.out_features for layer in layers)
+    weights = sum(layer.weight.numel() for layer in layers)
+    where: dict[str, Any] = {"target_modules": LAYERS, "task_type": TaskType.SEQ_CLS}
+    if variant == "lora":
+        config = LoraConfig(r=8, **where)
+    elif variant == "shira":
+        config = ShiraConfig(r=max(1, round(k / widths)), random_seed=0, **where)
+    else:
+        config = SupertuningConfig(sparsity=1 - k / weights, **where)
+    return get_peft_model(model, config)  # type: ignore[arg-type, return-value]
 
 
 def _adamw(trained: Iterable[nn.Parameter], fused: bool) -> torch.optim.Optimizer:

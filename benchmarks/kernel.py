@@ -36,4 +36,4 @@ def measure(*, quick: bool = False) -> list[Figure]:
 
 def _layout(outputs: int, inputs: int, density: float, generator: torch.Generator) -> Layout:
     size = outputs * inputs
-    return Layout.of(torch.randperm(size, generator=generator)[: int(size * density)].sort().values, inputs)
+    return Layout(torch.randperm(size, generator=generator)[: int(size * density)].sort().values)
