@@ -59,7 +59,8 @@ def _kinds(run: Run, before: Storages) -> dict[str, int]:
     leaves = [p for p in run.trained if not any(p is other for other in head)]
     claimed = {**before, **_storages(run.data.values()), **_storages(_states(run, head))}
     claimed |= _storages(p.grad for p in head if p.grad is not None)
-    alive = list(_alive())
+    buffers = {b.shape for b in run.model.buffers()}  # a tuning keeps a copy of each, whatever k is
+    alive = [t for t in _alive() if t.shape not in buffers]
     groups: list[Iterable[Tensor]] = [
         leaves,
         [p.grad for p in leaves if p.grad is not None],

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 TILE = 64  # tokens a tile, as in sampled.c
+DENSE = 0.4  # share of a matrix from which the dense product is faster (`benchmarks kernel`)
 _LIBRARY = Path(__file__).with_name("_sampled.so")
 _kept = threading.local()  # scratch memory, up to a few MiB a thread: fresh pages cost more than the sums
 
@@ -48,7 +49,8 @@ def sampled(grad: Tensor, inputs: Tensor | None, layout: Layout) -> tuple[Tensor
     if layout.matrix is None or inputs is None:
         return None, None if layout.bias is None else grad.sum(0).index_select(0, layout.bias)
     inputs = inputs.reshape(-1, inputs.shape[-1])
-    if torch.is_grad_enabled() or not _fits(grad) or not _fits(inputs) or _library() is None:
+    many = layout.matrix.numel() > DENSE * grad.shape[-1] * inputs.shape[-1]
+    if many or torch.is_grad_enabled() or not _fits(grad) or not _fits(inputs) or _library() is None:
         return dense_then_gather(grad, inputs, layout)
     a, b = (_rows_apart(x) for x in ((inputs, grad) if layout.turned else (grad, inputs)))
     bias = layout.matrix[:0] if layout.bias is None else layout.bias
