@@ -19,6 +19,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from gossamer.delta.patch import fingerprint
+from gossamer.delta.quantized import plain
 from gossamer.errors import BaseMismatch
 
 LEAVES = "gossamer"  # the submodule under which a tunable registers its leaves; never part of a base
@@ -81,7 +82,7 @@ def record(parameter: Tensor, now: State | None = None) -> Record:
     if cached and cached[0] == now:
         return cached[1]
     dtype = str(parameter.dtype).removeprefix("torch.")
-    values = parameter.detach()
+    values = plain(parameter)
     digests = {name: fingerprint(values.to(getattr(torch, name)))[:32] for name in (dtype, *_NARROWER.get(dtype, ()))}
     made = Record(tuple(parameter.shape), dtype, digests)
     still(parameter, made, now)
@@ -120,7 +121,7 @@ def check(wanted: Identity, found: Identity, touched: Iterable[str]) -> None:
     missing = [name for name in touched if name not in found]
     if missing:
         raise BaseMismatch(
-            f"the delta changes {missing[0]!r}{_more(missing)}, which this model lacks; load the base it was trained on"
+            f"the delta changes {missing[0]!r}{more(missing)}, which this model lacks; load the base it was trained on"
         )
     differ = [name for name in wanted.keys() & found.keys() if wanted[name].agrees(found[name]) is False]
     if differ:
@@ -132,7 +133,7 @@ def check(wanted: Identity, found: Identity, touched: Iterable[str]) -> None:
             else "holds other values than the delta was trained on"
         )
         raise BaseMismatch(
-            f"wrong base: {name!r}{_more(differ)} {how}; load the very base (and revision) that the delta names"
+            f"wrong base: {name!r}{more(differ)} {how}; load the very base (and revision) that the delta names"
         )
     unknown = [name for name in wanted.keys() & found.keys() if wanted[name].agrees(found[name]) is None]
     if unknown:
@@ -143,5 +144,6 @@ def check(wanted: Identity, found: Identity, touched: Iterable[str]) -> None:
         )
 
 
-def _more(names: list[str]) -> str:
+def more(names: list[str]) -> str:
+    """What an error that names one of several adds."""
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from gossamer.delta.quantized import plain
 from gossamer.delta.support import Support
 from gossamer.delta.topk import top_k
 
@@ -18,5 +19,5 @@ def magnitude(parameters: Mapping[str, Tensor], k: int, *, smallest: bool = Fals
     tensor([1, 5])
     """
     sign = -1.0 if smallest else 1.0
-    scores = {n: (lambda p=p: sign * p.detach().abs()) for n, p in parameters.items()}
+    scores = {n: (lambda p=p: sign * plain(p).abs()) for n, p in parameters.items()}
     return top_k(scores, k, per_tensor=per_tensor)

@@ -3,7 +3,8 @@
 For each touched weight W there is one leaf `values` of its chosen entries. W itself stays frozen and always holds
 round(base + on + values); while gradients are recorded, the module that owns W sees an alias of W whose backward gathers
 the k entries of W's gradient into the leaf. A Linear's output is tapped instead: its k entries are computed from the gradient
-of the output and the input, and the dense gradient of W never exists. So an optimizer, clipping, accumulation, AMP, DDP
+of the output and the input, and the dense gradient of W never exists. A quantized W cannot be written: its values lie on
+top of its product (`overlay`, `through`). So an optimizer, clipping, accumulation, AMP, DDP
 and `state_dict` meet k ordinary parameters (`model.gossamer`), and no unselected weight can move.
 """
 
@@ -19,12 +20,15 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from gossamer.delta.apply import Layer, Stack
 from gossamer.delta.base import LEAVES
 from gossamer.delta.delta import Delta
+from gossamer.delta.overlay import Overlay
 from gossamer.delta.patch import Patch, Sparse
+from gossamer.delta.quantized import quantized
 from gossamer.errors import BadPlan
 from gossamer.tunable.alias import Aliases, Frame, Tap
 from gossamer.tunable.bridge import Bridge, Tapped
 from gossamer.tunable.leaves import Leaves, Wanted
 from gossamer.tunable.sampled import Layout
+from gossamer.tunable.through import Beneath, Through
 
 
 class SparseLeaves(Leaves):
@@ -49,9 +53,10 @@ class SparseLeaves(Leaves):
         model.add_module(LEAVES, container)
         self.active = True
         self._hooks: list[Any] = [register_optimizer_step_post_hook(self._after_step)]
-        weights = {name: stack.parameters[name] for name in self.leaves}
+        weights = {n: stack.parameters[n] for n in self.leaves if not quantized(stack.parameters[n])}
         self._aliases = Aliases(model, weights, self._make, tap=self._tap, rows=True, copies=True)
         self._layouts: dict[str, Layout] = {}
+        self._through = Through(model, stack.parameters, self._beneath)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         return iter(self.leaves.values())
@@ -74,6 +79,16 @@ class SparseLeaves(Leaves):
             return None
         weight, leaf, layout = self.stack.parameters[name], self.leaves[name], self.layout(name)
         return lambda inputs, output, turned: Tapped.apply(output, inputs, leaf, weight, layout, turned)  # type: ignore[return-value]
+
+    def _beneath(self, name: str) -> Beneath:
+        """What lies on top of a quantized weight, brought up to date."""
+        trained = self.active and name in self.leaves
+        self.write([name] if trained else [])
+        site = self.stack.sites.get(name)
+        added = site.added if isinstance(site, Overlay) else None
+        if not trained:
+            return Beneath(added)
+        return Beneath(added, self.leaves[name], self.layout(name), self.watcher(name))
 
     def watcher(self, name: str) -> Callable[[Tensor], None] | None:
         """Who must see the whole gradient of a weight in the backward of a forward that begins now: here, nobody.
@@ -141,6 +156,7 @@ class SparseLeaves(Leaves):
         for hook in self._hooks:
             hook.remove()
         self._aliases.remove()
+        self._through.remove()
         if self.active:
             self.stack.pop(self.layer)
         delattr(self.model, LEAVES)
