@@ -50,7 +50,8 @@ class Added:
         inputs = (args[0] if args else kwargs["input"]).detach()  # gradients go another way, or nowhere
         self.to(inputs.device)
         tokens = inputs.reshape(-1, self.shape[1]).to(self.values.dtype)  # [t, inputs]
-        product = torch.sparse.mm(self.matrix, tokens.t().contiguous())  # [outputs, t]
+        with torch.autocast(inputs.device.type, enabled=False):  # of bfloat16 there are no sparse products
+            product = torch.sparse.mm(self.matrix, tokens.t().contiguous())  # [outputs, t]
         return output + product.t().reshape(output.shape).to(output.dtype)
 
 
