@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from benchmarks.common import allocated
 from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments
 
 import gossamer as gs
 from gossamer.delta.base import base_parameters, identity
@@ -186,6 +187,21 @@ def test_train_save_load_apply_detach(quantize: Quantize, name: str, tmp_path: P
 
 
 @pytest.mark.parametrize("quantize", QUANTIZERS)
+def test_a_quantized_bf16_base_has_float32_values(quantize: Quantize) -> None:
+    model = build("llama").bfloat16()
+    quantize(model.base_model)
+    before = numbers(model)
+    with gs.tune(model, "random", density=0.1) as tuned:
+        losses = train(tuned, model, steps=15)
+        assert {leaf.dtype for leaf in tuned.leaves.parameters()} == {torch.float32}
+        trained, delta = logits(model), tuned.delta("fp32")
+    assert losses[-1] < losses[0] - 0.05 and trained.dtype == torch.bfloat16
+    assert same(numbers(model), before)
+    with gs.applied(model, delta):
+        assert torch.equal(logits(model), trained)
+
+
+@pytest.mark.parametrize("quantize", QUANTIZERS)
 def test_sums_and_a_delta_underneath(quantize: Quantize) -> None:
     model = in_eight_bits(quantize)
     with gs.tune(model, "random", density=0.1, head=False) as tuned:
@@ -229,6 +245,23 @@ def test_checkpointing_and_autocast_give_the_same_gradients(reentrant: bool) -> 
     for a, b in zip(usual, gradients(True, True), strict=True):
         assert b.dtype == torch.float32
         assert (a - b).norm() < 0.1 * a.norm() + 1e-4
+
+
+def test_trainer_and_moves(tmp_path: Path) -> None:
+    model = in_eight_bits(by_hand)
+    rows = [{k: v[i] for k, v in batch.items()} for batch in data("llama") for i in range(4)]
+
+    def trainer(strategy: str) -> Callable[[nn.Module], Trainer]:
+        args = TrainingArguments(str(tmp_path), max_steps=3, save_strategy=strategy, report_to=[], use_cpu=True,
+                                 disable_tqdm=True, learning_rate=1e-2)  # fmt: skip
+        return lambda tuned: Trainer(tuned, args, train_dataset=rows)  # type: ignore[arg-type]
+
+    delta = gs.fit(model, "random", density=0.1, trainer=trainer("no"))  # it moves the model to its device
+    with gs.applied(model, delta):
+        trained = logits(model)
+        assert torch.equal(logits(model.to("cpu")), trained)
+    with pytest.raises(BadPlan, match='save_strategy="no"'):
+        gs.fit(model, "random", density=0.1, trainer=trainer("steps"))
 
 
 class Wide(nn.Module):

@@ -19,13 +19,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from gossamer.delta.patch import fingerprint
-from gossamer.delta.quantized import plain
+from gossamer.delta.quantized import plain, quantized, wrapped
 from gossamer.errors import BaseMismatch
 
 LEAVES = "gossamer"  # the submodule under which a tunable registers its leaves; never part of a base
 _NARROWER = {"float32": ("bfloat16", "float16"), "float64": ("float32", "bfloat16", "float16")}
 State = tuple[tuple[object, ...], int]  # where a tensor lies and as what, and its version
-_cache = WeakTensorKeyDictionary()  # parameter → (state, record)
+_cache = WeakTensorKeyDictionary()  # parameter (`_key`) → (state, record)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
 def record(parameter: Tensor, now: State | None = None) -> Record:
     """The record of a parameter's present values; computed once and cached until the values (its state) change."""
     now = now or state(parameter)
-    cached = _cache.get(parameter)
+    cached = _cache.get(_key(parameter))
     if cached and cached[0] == now:
         return cached[1]
     dtype = str(parameter.dtype).removeprefix("torch.")
@@ -91,7 +91,7 @@ def record(parameter: Tensor, now: State | None = None) -> Record:
 
 def still(parameter: Tensor, known: Record, now: State) -> None:
     """Says that a parameter holds the values of a known record again, so that no digest need be computed."""
-    _cache[parameter] = (now, known)
+    _cache[_key(parameter)] = (now, known)
 
 
 def state(parameter: Tensor) -> State:
@@ -100,9 +100,17 @@ def state(parameter: Tensor) -> State:
     The weak reference keeps the address of a freed storage from being used again: `model.half().float()` may put
     rounded values at the same address, and it does not count as a new version.
     """
+    if quantized(parameter):
+        parts = [state(part) for part in wrapped(parameter)]
+        return tuple(place for place, _ in parts), sum(version for _, version in parts)
     storage = StorageWeakRef(parameter.untyped_storage())
     layout = (parameter.storage_offset(), parameter.shape, parameter.stride(), parameter.dtype)
     return (storage, *layout), parameter._version
+
+
+def _key(parameter: Tensor) -> Tensor:
+    """What the cache refers to: a quantized weight to which references exist could not be moved (`Module.to`)."""
+    return _key(wrapped(parameter)[0]) if quantized(parameter) else parameter
 
 
 def identity(model: nn.Module) -> dict[str, Record]:

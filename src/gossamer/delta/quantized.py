@@ -29,6 +29,12 @@ def plain(weight: Tensor) -> Tensor:
     return found.dequantize().to(weight.dtype) if quantized(weight) else found
 
 
+def wrapped(weight: Tensor) -> list[Tensor]:
+    """The tensors that a quantized weight wraps."""
+    names = weight.__tensor_flatten__()[0]  # type: ignore[attr-defined]
+    return [getattr(weight, name) for name in names]
+
+
 def writable(weight: Tensor) -> bool:
     """Whether chosen entries of a weight can be set in place."""
     return weight.dtype in _PLAIN and not quantized(weight)
