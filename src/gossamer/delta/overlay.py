@@ -21,6 +21,8 @@ from gossamer.delta.patch import Patch, Sparse, Terms
 from gossamer.delta.quantized import quantized
 from gossamer.errors import BadPlan
 
+TILE = 128  # tokens whose transposes stay in the cache: three to five times faster than all at once
+
 
 class Added:
     """A forward hook that adds x·Sᵀ to what a linear layer gives; a deep copy of the model has its own."""
@@ -49,10 +51,16 @@ class Added:
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
         inputs = (args[0] if args else kwargs["input"]).detach()  # gradients go another way, or nowhere
         self.to(inputs.device)
-        tokens = inputs.reshape(-1, self.shape[1]).to(self.values.dtype)  # [t, inputs]
-        with torch.autocast(inputs.device.type, enabled=False):  # of bfloat16 there are no sparse products
-            product = torch.sparse.mm(self.matrix, tokens.t().contiguous())  # [outputs, t]
-        return output + product.t().reshape(output.shape).to(output.dtype)
+        output = output.contiguous()
+        # in place, unseen by autograd: to the gradient it is a constant, and the version tells whoever has kept the output
+        tokens = inputs.reshape(-1, self.shape[1])  # [t, inputs]
+        sums = output.detach().view(-1, self.shape[0])  # [t, outputs]
+        tile = TILE if tokens.device.type == "cpu" else max(1, tokens.shape[0])
+        with torch.autocast(tokens.device.type, enabled=False):  # of bfloat16 there are no sparse products
+            for start in range(0, tokens.shape[0], tile):
+                columns = tokens[start : start + tile].to(self.values.dtype).t().contiguous()
+                sums[start : start + tile].add_(torch.sparse.mm(self.matrix, columns).t())
+        return output
 
 
 @dataclass(eq=False)
