@@ -3,7 +3,7 @@
 A touched entry always holds ``round(base + Σ layers)``, summed in float64 and rounded once. The base's own bits of
 every touched entry are kept; taking the last layer off writes them back, so nothing is ever subtracted. Writes are in
 place and bump PyTorch's version counters, so changing a weight between a forward and its backward is an error of
-autograd, never a silent mistake.
+autograd, never a silent mistake. A quantized weight cannot be written: the layers lie on top of its product (`overlay`).
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.delta.attach import Grafted, Scion
-from gossamer.delta.base import Record, backbone, base_parameters, check, record, state
+from gossamer.delta.base import Record, backbone, base_parameters, check, more, record, state
 from gossamer.delta.delta import Delta
+from gossamer.delta.overlay import Overlay, check_fits
 from gossamer.delta.patch import Terms, union
+from gossamer.delta.quantized import quantized, writable
 from gossamer.delta.site import Site
-from gossamer.errors import BaseMismatch, Clash, NotLinear
+from gossamer.errors import BadPlan, BaseMismatch, Clash, NotLinear
 
 Layer = Mapping[str, Terms]
 _stacks: weakref.WeakKeyDictionary[nn.Module, Stack] = weakref.WeakKeyDictionary()
@@ -78,7 +80,14 @@ def merge(model: nn.Module, delta: Delta, *, head: bool = True) -> nn.Module:
             f"this delta adds {len(delta.grafts)} modules (the first at {delta.grafts[0].place!r}), which cannot be merged "
             "into weights; use it with gossamer.applied(model, delta)"
         )
-    if Stack.over(model).layers:
+    stack = Stack.over(model)
+    closed = [name for name in delta.terms if name in stack.parameters and quantized(stack.parameters[name])]
+    if closed:
+        raise BadPlan(
+            f"{closed[0]!r}{more(closed)} is quantized in this model, and a quantized weight cannot hold a delta; use it "
+            "with gossamer.applied(model, delta), or merge it into weights that are dequantized"
+        )
+    if stack.layers:
         raise Clash("this model already carries deltas or a tuning; restore or leave them before merging")
     handle = apply(model, delta, head=head)
     _stacks.pop(backbone(model))
@@ -119,11 +128,12 @@ class Stack:
     def __init__(self, model: nn.Module) -> None:
         self.layers: list[Layer] = []
         self.heads: list[Layer] = []  # those of the layers that came with a head
-        self.sites: dict[str, Site] = {}
+        self.sites: dict[str, Site | Overlay] = {}
         self.grafts = Grafted()
         self.tuned = False  # whether a tuning is attached, which owns the head
         self.lent = False  # whether an optimizer writes the weights themselves (dense tuning)
         self.parameters = base_parameters(model)
+        self.bottom = weakref.ref(backbone(model))
 
     @staticmethod
     def over(model: nn.Module) -> Stack:
@@ -172,6 +182,11 @@ class Stack:
         """base + Σ layers at the kept entries of a parameter, float64, before rounding."""
         return self.sites[name].total(self._terms(name))
 
+    def _bottom(self) -> nn.Module:
+        found = self.bottom()
+        assert found is not None  # a stack is asked for by way of its model
+        return found
+
     def _terms(self, name: str) -> Terms:
         return tuple(term for layer in self.layers for term in layer.get(name, ()))
 
@@ -186,10 +201,16 @@ class Stack:
                 raise BaseMismatch(
                     f"wrong base: {name!r} has shape {list(expected)} where the delta expects {list(given)}"
                 )
+            if not writable(self.parameters[name]):
+                check_fits(self._bottom(), name, self.parameters[name], terms)
 
     def _extend(self, name: str, where: Tensor | None) -> None:
         parameter = self.parameters[name]
         site = self.sites.get(name)
+        if site is None and not writable(parameter):
+            assert where is not None
+            self.sites[name] = Overlay.over(self._bottom(), parameter, where.to(parameter.device))
+            return
         if site is None:
             now = state(parameter)
             here = None if where is None else where.to(parameter.device)

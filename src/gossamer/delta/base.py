@@ -19,12 +19,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from gossamer.delta.patch import fingerprint
+from gossamer.delta.quantized import plain, quantized, wrapped
 from gossamer.errors import BaseMismatch
 
 LEAVES = "gossamer"  # the submodule under which a tunable registers its leaves; never part of a base
 _NARROWER = {"float32": ("bfloat16", "float16"), "float64": ("float32", "bfloat16", "float16")}
 State = tuple[tuple[object, ...], int]  # where a tensor lies and as what, and its version
-_cache = WeakTensorKeyDictionary()  # parameter → (state, record)
+_cache = WeakTensorKeyDictionary()  # parameter (`_key`) → (state, record)
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,11 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
 def record(parameter: Tensor, now: State | None = None) -> Record:
     """The record of a parameter's present values; computed once and cached until the values (its state) change."""
     now = now or state(parameter)
-    cached = _cache.get(parameter)
+    cached = _cache.get(_key(parameter))
     if cached and cached[0] == now:
         return cached[1]
     dtype = str(parameter.dtype).removeprefix("torch.")
-    values = parameter.detach()
+    values = plain(parameter)
     digests = {name: fingerprint(values.to(getattr(torch, name)))[:32] for name in (dtype, *_NARROWER.get(dtype, ()))}
     made = Record(tuple(parameter.shape), dtype, digests)
     still(parameter, made, now)
@@ -90,7 +91,7 @@ def record(parameter: Tensor, now: State | None = None) -> Record:
 
 def still(parameter: Tensor, known: Record, now: State) -> None:
     """Says that a parameter holds the values of a known record again, so that no digest need be computed."""
-    _cache[parameter] = (now, known)
+    _cache[_key(parameter)] = (now, known)
 
 
 def state(parameter: Tensor) -> State:
@@ -99,9 +100,17 @@ def state(parameter: Tensor) -> State:
     The weak reference keeps the address of a freed storage from being used again: `model.half().float()` may put
     rounded values at the same address, and it does not count as a new version.
     """
+    if quantized(parameter):
+        parts = [state(part) for part in wrapped(parameter)]
+        return tuple(place for place, _ in parts), sum(version for _, version in parts)
     storage = StorageWeakRef(parameter.untyped_storage())
     layout = (parameter.storage_offset(), parameter.shape, parameter.stride(), parameter.dtype)
     return (storage, *layout), parameter._version
+
+
+def _key(parameter: Tensor) -> Tensor:
+    """What the cache refers to: a quantized weight to which references exist could not be moved (`Module.to`)."""
+    return _key(wrapped(parameter)[0]) if quantized(parameter) else parameter
 
 
 def identity(model: nn.Module) -> dict[str, Record]:
@@ -120,7 +129,7 @@ def check(wanted: Identity, found: Identity, touched: Iterable[str]) -> None:
     missing = [name for name in touched if name not in found]
     if missing:
         raise BaseMismatch(
-            f"the delta changes {missing[0]!r}{_more(missing)}, which this model lacks; load the base it was trained on"
+            f"the delta changes {missing[0]!r}{more(missing)}, which this model lacks; load the base it was trained on"
         )
     differ = [name for name in wanted.keys() & found.keys() if wanted[name].agrees(found[name]) is False]
     if differ:
@@ -132,7 +141,7 @@ def check(wanted: Identity, found: Identity, touched: Iterable[str]) -> None:
             else "holds other values than the delta was trained on"
         )
         raise BaseMismatch(
-            f"wrong base: {name!r}{_more(differ)} {how}; load the very base (and revision) that the delta names"
+            f"wrong base: {name!r}{more(differ)} {how}; load the very base (and revision) that the delta names"
         )
     unknown = [name for name in wanted.keys() & found.keys() if wanted[name].agrees(found[name]) is None]
     if unknown:
@@ -143,5 +152,6 @@ def check(wanted: Identity, found: Identity, touched: Iterable[str]) -> None:
         )
 
 
-def _more(names: list[str]) -> str:
+def more(names: list[str]) -> str:
+    """What an error that names one of several adds."""
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

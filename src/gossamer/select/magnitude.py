@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from gossamer.delta.quantized import plain
 from gossamer.delta.support import Support
 from gossamer.delta.topk import top_k
 
@@ -19,7 +20,7 @@ def magnitude(parameters: Mapping[str, Tensor], k: int, *, smallest: bool = Fals
     """
 
     def size(parameter: Tensor) -> Tensor:
-        score = parameter.detach().abs()
+        score = plain(parameter).detach().abs()
         return score.neg_() if smallest else score
 
     scores = {n: (lambda p=p: size(p)) for n, p in parameters.items()}

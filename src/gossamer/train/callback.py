@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
-from gossamer.errors import Diverged
+from gossamer.delta.quantized import quantized
+from gossamer.errors import BadPlan, Diverged
 from gossamer.train.checkpoint import Facts, seal
 from gossamer.train.plan import Fit
 from gossamer.tunable.tuned import Tuned
@@ -48,6 +49,12 @@ class PhaseCallback(TrainerCallback):
         self.tuned, self.phase, self.facts, self.progress, self.resumed = tuned, phase, facts, progress, resumed
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        closed = [name for name, weight in self.tuned.model.named_parameters() if quantized(weight)]
+        if closed and args.save_strategy != "no":
+            raise BadPlan(
+                f"transformers cannot write checkpoints of a model that was quantized in memory ({closed[0]!r} and others): "
+                'train with save_strategy="no"; the delta is saved all the same'
+            )
         self.tuned.begin(state.max_steps)
         if self.resumed:
             recall(self.tuned, self.resumed)

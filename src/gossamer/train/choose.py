@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from gossamer.delta.base import base_parameters, matches
+from gossamer.delta.quantized import need_floats
 from gossamer.delta.support import Support
 from gossamer.errors import BadPlan
 from gossamer.select.bias import bias
@@ -79,6 +80,7 @@ def choose(
         return magnitude(parameters, k, smallest=bool(options["smallest"]), per_tensor=per_tensor)
     if data is None:
         raise BadPlan(f"{rule} scores weights with data; pass data= (batches with labels, for example a DataLoader)")
+    need_floats(parameters, f"{rule}, which scores weights by their gradients,")
     scoring = {"loss": loss or model_loss, "head": head_parameters(model, head), "examples": options["examples"],
                "warmup": options["warmup"]}  # fmt: skip
     if rule == "second_order" and options["curvature"] == "hutchinson":

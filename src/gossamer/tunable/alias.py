@@ -66,7 +66,7 @@ class Aliases:
         self.model, self.make, self.rows, self.copies, self.every = model, make, rows, copies, every
         self.frames: list[Frame] = []  # of the modules whose forward is under way
         names = {id(weight): name for name, weight in weights.items()}
-        found: dict[nn.Module, list[Place]] = {}
+        found: dict[nn.Module, list[Place]] = {model: []}
         for parent in model.modules():
             for owner in (parent, *parent.children()):
                 for attribute, parameter in owner._parameters.items():

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gossamer.delta.apply import Stack
 from gossamer.delta.patch import Dense, Patch, round_once
+from gossamer.delta.quantized import need_floats
 from gossamer.tunable.leaves import Leaves, Wanted
 
 
@@ -18,6 +19,7 @@ class DenseLeaves(Leaves):
     def __init__(self, model: nn.Module, stack: Stack, wanted: Wanted) -> None:
         self.stack = stack
         self.leaves = {name: stack.parameters[name] for name in wanted.names}
+        need_floats(self.leaves, "a method that trains every weight")
         # a layer of zeros makes the stack keep the whole base; the zero is one number, expanded
         zero = {name: p.new_zeros(()).expand(p.shape) for name, p in self.leaves.items()}
         self.layer = {name: ((1.0, Dense(values)),) for name, values in zero.items()}

@@ -26,6 +26,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, 
 from gossamer.delta.apply import Stack
 from gossamer.delta.base import LEAVES
 from gossamer.delta.patch import Dense, Patch, round_once
+from gossamer.delta.quantized import need_floats
 from gossamer.errors import BadPlan
 from gossamer.tunable.alias import Aliases, Frame
 from gossamer.tunable.hard_concrete import expected_open, mean, open_probability, sample, slope
@@ -89,6 +90,7 @@ class GatedLeaves(Leaves):
     def __init__(self, model: nn.Module, stack: Stack, wanted: Wanted) -> None:
         if wanted.start and wanted.start.terms:
             raise BadPlan("gated leaves begin at no change; they cannot start from a delta")
+        need_floats({name: stack.parameters[name] for name in wanted.names}, "a method that trains every weight")
         self.model, self.stack = model, stack
         self.alpha_lr = float(wanted.options.get("alpha_lr", 0.1))
         self.w: dict[str, nn.Parameter] = {}

@@ -18,6 +18,7 @@ from torch import nn
 from gossamer.delta.apply import Stack
 from gossamer.delta.base import backbone
 from gossamer.delta.patch import LowRank, Patch
+from gossamer.delta.quantized import need_floats
 from gossamer.errors import BadPlan, Clash
 from gossamer.tunable.leaves import Leaves, Wanted
 from gossamer.tunable.places import block_linears, linears, named
@@ -33,6 +34,7 @@ class LoraLeaves(Leaves):
             raise BadPlan("LoRA starts at B = 0 and cannot start from a delta's values; apply them underneath with on=")
         self.model, self.stack, self.bottom = model, stack, backbone(model)
         targets = _targets(model, wanted)
+        need_floats({name: stack.parameters[name] for name in targets}, "a LoRA that becomes a delta")
         self.originals = {name: self.bottom.get_submodule(name) for name in targets.values()}
         self.weights = {name: weight for weight, name in targets.items()}  # layer → its weight's name
         try:

@@ -3,8 +3,9 @@
 The chosen entries of all weights lie side by side in one leaf (one for each device and dtype). A weight W itself stays frozen
 and always holds round(base + on + values). Where gradients are recorded, a module that multiplies by W or looks rows of it
 up runs as it is and its output is tapped: the k entries of W's gradient are computed from the gradient of the output, and the
-dense one never exists. Any other owner of W sees an alias of it, whose backward gathers them. So an optimizer, clipping,
-accumulation, AMP, DDP and `state_dict` meet an ordinary parameter (`model.gossamer.values`), and no unselected weight can move.
+dense one never exists. Any other owner of W sees an alias of it, whose backward gathers them. A quantized W cannot be written:
+its values lie on top of its product (`overlay`, `through`). So an optimizer, clipping, accumulation, AMP, DDP and `state_dict`
+meet an ordinary parameter (`model.gossamer.values`), and no unselected weight can move.
 """
 
 from __future__ import annotations
@@ -20,13 +21,17 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from gossamer.delta.apply import Stack
 from gossamer.delta.base import LEAVES
 from gossamer.delta.delta import Delta
+from gossamer.delta.overlay import Overlay
 from gossamer.delta.patch import Patch, Sparse, Terms
+from gossamer.delta.quantized import quantized
 from gossamer.errors import BadPlan
 from gossamer.tunable.alias import Aliases, Frame
 from gossamer.tunable.bridge import Bridges, Chosen
 from gossamer.tunable.compiled import traced
 from gossamer.tunable.leaves import Leaves, Wanted
+from gossamer.tunable.sampled import Layout
 from gossamer.tunable.taps import Use, tap, use
+from gossamer.tunable.through import Beneath, Through
 
 
 class SparseLeaves(Leaves):
@@ -59,8 +64,9 @@ class SparseLeaves(Leaves):
             model.register_load_state_dict_post_hook(lambda *_: self.write(self.leaves, force=True)),
         ]
         self._uses: dict[nn.Module, Use | None] = {module: use(module) for module in model.modules()}
-        weights = {name: stack.parameters[name] for name in self.support}
+        weights = {n: stack.parameters[n] for n in self.support if not quantized(stack.parameters[n])}
         self._aliases = Aliases(model, weights, self._make, rows=True, copies=True)
+        self._through = Through(model, stack.parameters, self._beneath)
 
     def _groups(self) -> list[list[str]]:
         """The weights that share a leaf."""
@@ -106,9 +112,7 @@ class SparseLeaves(Leaves):
             self.write(self.leaves)
         if not (self.active and torch.is_grad_enabled()):
             return {}
-        frame, memo, weights = frames[-1], frames[0].memo, self.stack.parameters
-        if not memo:
-            memo.update(self.by_weight(self.leaves.items()))
+        frame, memo, weights = frames[-1], self._memo(frames), self.stack.parameters
         chosen = {name: Chosen(weights[name], self.indices(name), self.watcher(name)) for name in frame.names}
         tapped = self._tap(frame, memo, chosen)
         rest = [name for name in frame.names if name not in tapped]
@@ -126,6 +130,24 @@ class SparseLeaves(Leaves):
         way = tap if not torch.compiler.is_compiling() else traced
         frame.tap = partial(way, used, frame.module, frame.args[0], own)
         return {name: self.stack.parameters[name] for name in frame.own.values()}
+
+    def _memo(self, frames: list[Frame]) -> dict[str, Tensor]:
+        """The values of each weight, one and the same view for as long as the outermost forward lasts."""
+        memo = frames[0].memo if frames else {}
+        if not memo:
+            memo.update(self.by_weight(self.leaves.items()))
+        return memo
+
+    def _beneath(self, name: str) -> Beneath:
+        """What lies on top of a quantized weight, brought up to date."""
+        trained = self.active and name in self.support
+        self.write(self.leaves if trained else ())
+        site = self.stack.sites.get(name)
+        added = site.added if isinstance(site, Overlay) else None
+        if not (trained and torch.is_grad_enabled()):
+            return Beneath(added)
+        values = self._memo(self._aliases.frames)[name]
+        return Beneath(added, values, Layout(self.indices(name)), self.watcher(name))
 
     def watcher(self, name: str) -> Callable[[Tensor], None] | None:
         """Who must see the whole gradient of a weight in the backward of a forward that begins now: here, nobody.
@@ -184,6 +206,7 @@ class SparseLeaves(Leaves):
         for hook in self._hooks:
             hook.remove()
         self._aliases.remove()
+        self._through.remove()
         if self.active:
             self.stack.pop(self.layer)
         delattr(self.model, LEAVES)

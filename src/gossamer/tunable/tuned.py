@@ -16,6 +16,7 @@ from gossamer.delta.apply import Stack
 from gossamer.delta.attach import Scion
 from gossamer.delta.base import check, matches, outer_parameters
 from gossamer.delta.delta import Delta
+from gossamer.delta.quantized import need_floats
 from gossamer.delta.snapshot import Snapshot
 from gossamer.delta.support import Support
 from gossamer.errors import BadPlan, Clash, Diverged
@@ -86,6 +87,7 @@ class Tuned:
             raise Clash("this model already carries deltas or a tuning; leave that `with` first, or pass deltas as on=")
         self.model, self.stack, self.about = model, stack, dict(about or {})
         self.head = head_parameters(model, head)
+        need_floats(self.head, "a task head, which is trained whole,")
         self.identity = {n: r for n, r in stack.identity().items() if id(stack.parameters[n]) not in _ids(self.head)}
         self._on = dict(on.terms) if on else {}
         if on:
