@@ -21,7 +21,7 @@ from gossamer.delta.patch import Patch, Sparse, Terms
 from gossamer.delta.quantized import quantized
 from gossamer.errors import BadPlan
 
-TILE = 128  # tokens whose transposes stay in the cache: three to five times faster than all at once
+TILE = 128  # tokens whose transposes stay in the cache: 1.5 to 6 times faster than all at once (0.5 %)
 
 
 class Added:
