@@ -113,10 +113,10 @@ class Passed(torch.autograd.Function):
             saw(whole)
             entries = gather(whole, layout.matrix).to(leaf.dtype)
         elif leaf is not None:
-            entries = sampled(grad, inputs, layout)[0].to(leaf.dtype)
+            entries, _ = sampled(grad, inputs, layout)
         if ctx.needs_input_grad[1]:
             matrix = plain(ctx.weight).to(grad.dtype)  # dequantized for us alone
             if values is not None:
                 matrix.view(-1).index_add_(0, ctx.where, values.to(grad.dtype))
             through = (grad @ matrix).to(ctx.dtype)
-        return grad, through, entries, None, None
+        return grad, through, None if entries is None else entries.to(leaf.dtype), None, None
