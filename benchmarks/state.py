@@ -77,7 +77,8 @@ def _kinds(run: Run, before: Storages) -> dict[str, int]:
 
 
 def _states(run: Run, of: Iterable[nn.Parameter]) -> list[Tensor]:
-    return [t for p in of for t in run.optimizer.state[p].values() if isinstance(t, Tensor)]
+    # a counter of steps is one number a leaf, however many weights it holds
+    return [t for p in of for t in run.optimizer.state[p].values() if isinstance(t, Tensor) and t.dim()]
 
 
 def _alive() -> Iterable[Tensor]:
