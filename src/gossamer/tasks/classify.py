@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from gossamer.errors import BadData, BadFile, BadPlan
+from gossamer.tasks.infer import shown
 from gossamer.tasks.pretrained import load_model
 from gossamer.tasks.readers import Table, size
 
@@ -33,6 +34,8 @@ class Classify:
     max_length: int = 128
     usual: str | float | None = None  # training's most frequent label, or its mean: what the baseline answers
     name: str = "classify"
+    formats: ClassVar[tuple[str, ...]] = ("table",)
+    falling: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def plan(
@@ -113,8 +116,20 @@ class Classify:
                 )
         return [index[name] for name in names]
 
-    def scores(self, outputs: np.ndarray, encoded: list[dict[str, Any]]) -> dict[str, float]:
-        """Every metric of this kind of task; `outputs` is [n, labels], or [n, 1] for a number."""
+    def collate(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
+        """Pads to the longest of a batch."""
+        from transformers import DataCollatorWithPadding
+
+        pad = DataCollatorWithPadding(tokenizer)
+        return lambda examples: pad([shown(example) for example in examples])
+
+    def found(self, output: Any, batch: Mapping[str, Tensor]) -> list[np.ndarray]:
+        """The logits of each example, float32 [labels], or [1] for a number."""
+        return list(output.logits.float().cpu().numpy())
+
+    def scores(self, found: Sequence[np.ndarray], encoded: list[dict[str, Any]]) -> dict[str, float]:
+        """Every metric of this kind of task; `found` is n arrays [labels], or [1] for a number."""
+        outputs = np.stack(found)
         gold = np.array([example["labels"] for example in encoded])
         if self.labels is None:
             return _number_scores(outputs.reshape(-1).astype(float), gold)
@@ -123,13 +138,14 @@ class Classify:
     def baseline(self, encoded: list[dict[str, Any]]) -> dict[str, float]:
         """The scores of always answering with training's most frequent label (or its mean)."""
         if self.labels is None:
-            return self.scores(np.full((len(encoded), 1), float(self.usual or 0.0)), encoded)
+            return self.scores(list(np.full((len(encoded), 1), float(self.usual or 0.0))), encoded)
         outputs = np.zeros((len(encoded), len(self.labels)))
         outputs[:, self.labels.index(str(self.usual))] = 1.0
-        return self.scores(outputs, encoded)
+        return self.scores(list(outputs), encoded)
 
-    def answers(self, outputs: np.ndarray) -> list[dict[str, Any]]:
+    def answers(self, found: Sequence[np.ndarray], encoded: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """One readable answer an example: the label and its probability, or the number."""
+        outputs = np.stack(found)
         if self.labels is None:
             return [{"value": float(value)} for value in outputs.reshape(-1)]
         odds = np.exp(outputs - outputs.max(-1, keepdims=True))
