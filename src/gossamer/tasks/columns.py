@@ -37,46 +37,46 @@ def read_columns(path: str | Path) -> Table:
 
 
 def _sentences(path: str | Path) -> list[Rows]:
-    blocks: list[Rows] = [[]]
-    tabs, width, tags, doubtful = None, 0, {"#"}, set()
+    block: Rows = []
+    blocks, tabs, width, tags, doubtful = [block], None, 0, {"#"}, set()
     for number, line in lines(path):
-        if not line.strip(" \t"):
-            blocks.append([])
+        stripped = line.strip(" \t")
+        tabs = _tabbed(line) if tabs is None and stripped else tabs
+        fields = line.rstrip(" \t").split("\t") if tabs else stripped.split(" ")
+        if not tabs and ("" in fields or "\t" in stripped):
+            fields = _SPACES.split(stripped)
+        if not stripped or fields[0] == "-DOCSTART-":
+            blocks.append(block := [])
             continue
-        tabs = _tabbed(line) if tabs is None else tabs
-        fields = line.rstrip("\t ").split("\t") if tabs else _SPACES.split(line.strip(" \t"))
-        if fields[0] == "-DOCSTART-":
-            blocks.append([])
-            continue
-        sharp = line.startswith("#")
-        if not sharp:
+        if line[0] == "#" and (not block or block[-1][0] in doubtful):  # settled when the tags of all tokens are known
+            doubtful.add(number)
+        else:
             width = width or len(fields)
             tags.add(fields[-1])
-        elif all(n in doubtful for n, _ in blocks[-1]):  # nothing but such lines before it in its block
-            doubtful.add(number)
-        if not sharp and len(fields) != width:
-            raise _ragged(path, number, fields, width)
-        blocks[-1].append((number, fields))
+            if len(fields) != width or "" in fields:
+                raise _wrong(path, number, fields, width)
+        block.append((number, fields))
     width = width or max((len(fields) for block in blocks for _, fields in block), default=0)
-    kept = []
-    for block in blocks:
-        rows: Rows = []
-        for number, fields in block:
-            whole = len(fields) == width
-            if number in doubtful and not (whole and (width == 1 or fields[-1] in tags)):
-                if rows:  # a comment between tokens: what precedes it was a token after all
-                    raise _ragged(path, number, fields, width)
-                continue
-            if not whole:
-                raise _ragged(path, number, fields, width)
-            if empty := [i + 1 for i, field in enumerate(fields) if not field]:
-                raise BadData(f"{path}, line {number}: column {empty[0]} is empty; expected a token and its tags")
-            rows.append((number, fields))
-        if rows:
-            kept.append(rows)
-    if not kept:
+    for block in blocks if doubtful else ():
+        sharp = sum(number in doubtful for number, _ in block)
+        token = [len(fields) == width and (width == 1 or fields[-1] in tags) for _, fields in block[:sharp]]
+        begin = token.index(True) if True in token else sharp
+        for number, fields in block[begin:sharp]:
+            if len(fields) != width or "" in fields:
+                raise _wrong(path, number, fields, width)
+        del block[:begin]
+    if not any(blocks):
         raise BadData(f"{path} has no sentences; expected a token and its tags a line, a blank line between sentences")
-    return kept
+    return [block for block in blocks if block]
+
+
+def _wrong(path: str | Path, number: int, fields: list[str], width: int) -> BadData:
+    if len(fields) != width:
+        return BadData(
+            f"{path}, line {number}: {len(fields)} columns ({' | '.join(fields)[:60]}) where the lines before have {width}; "
+            "expected a token and its tags, separated by tabs or spaces, a blank line between sentences"
+        )
+    return BadData(f"{path}, line {number}: column {fields.index('') + 1} is empty; expected a token and its tags")
 
 
 def _tabbed(line: str) -> bool | None:
@@ -84,10 +84,3 @@ def _tabbed(line: str) -> bool | None:
     if "\t" in line.strip("\t "):
         return True
     return None if line.startswith("#") else False
-
-
-def _ragged(path: str | Path, number: int, fields: list[str], width: int) -> BadData:
-    return BadData(
-        f"{path}, line {number}: {len(fields)} columns ({' | '.join(fields)[:60]}) where the lines before have {width}; "
-        "expected a token and its tags, separated by tabs or spaces, a blank line between sentences"
-    )

@@ -25,10 +25,11 @@ def lines(path: str | Path) -> Iterator[tuple[int, str]]:
         raise BadData(f"{path} cannot be read: {error.strerror}") from None
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise BadData(f"{path} is UTF-16; save it as UTF-8")
-    for number, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
-        try:
-            yield number, raw.decode()
-        except UnicodeDecodeError as error:
-            raise BadData(
-                f"{path}, line {number}: byte 0x{raw[error.start]:02x} is not UTF-8 (Latin-1, perhaps); save it as UTF-8"
-            ) from None
+    content = content.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n").removesuffix(b"\n")
+    try:
+        yield from enumerate(content.decode().split("\n"), start=1)
+    except UnicodeDecodeError as error:
+        number = content.count(b"\n", 0, error.start) + 1
+        raise BadData(
+            f"{path}, line {number}: byte 0x{content[error.start]:02x} is not UTF-8 (Latin-1, perhaps); save it as UTF-8"
+        ) from None

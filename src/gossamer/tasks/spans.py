@@ -84,6 +84,8 @@ def to_iob2(
             at = int(np.argmax(breaks))
             row, word = _place(at, ends, lengths)
             previous = "at the sentence's start" if word == 0 else f"after {tags[row][word - 1]}"
+            if scheme == "BIOES" and last[at] and prefix[at] in "BI":
+                previous = "at the sentence's end"
             raise BadData(
                 f"{where(row, word)}: {flat[at]} {previous} breaks {scheme}, which the other tags follow ({RULES[scheme]}); "
                 "correct it, or read such tags leniently with repair=True"

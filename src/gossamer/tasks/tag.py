@@ -127,9 +127,12 @@ class Tag:
                           label2id={name: i for i, name in names.items()})  # fmt: skip
 
     def encode(self, tokenizer: Any, table: Table, *, labelled: bool = True) -> Encoded:
-        """Examples: `input_ids`, `attention_mask`, `labels` if labelled; `_row`, `_words`, `_first` of `encode_words`, and `_gold`
-        (int64 [words], the tags of all words). A sentence may give several.
-        """  # fmt: skip
+        """Examples; a sentence may give several.
+
+        Returns:
+            Per example `input_ids`, `attention_mask`, `labels` if labelled; `_row`, `_words` and `_first` of `encode_words`; and
+            `_gold` (int64 [words]), the tags of all its words.
+        """
         if labelled:
             _same_lengths(table, self.fields[0], self.label)
         made = encode_words(tokenizer, _listed(table, self.fields[0]), max_length=self.max_length)
@@ -152,7 +155,7 @@ class Tag:
         if self.spans:
             tags = to_iob2(tags, repair=self.repair, where=where)
             if self.chosen:
-                index |= {tag: 0 for tag in set(chain.from_iterable(tags)) - index.keys()}
+                index |= dict.fromkeys(set(chain.from_iterable(tags)) - index.keys(), 0)
         if unknown := set(chain.from_iterable(tags)) - index.keys():
             row, word = next((r, w) for r, row in enumerate(tags) for w, tag in enumerate(row) if tag in unknown)
             what, name = ("the entity type", tags[row][word][2:]) if self.spans else ("the tag", tags[row][word])
@@ -188,9 +191,8 @@ class Tag:
         if not self.spans:
             gold = np.concatenate([example["_gold"] for example in encoded] or [np.zeros(0)])
             return {"accuracy": float((np.concatenate([*guess, np.zeros(0)]) == gold).mean()) if len(gold) else 0.0}
-        return _span_scores(*([list(chain.from_iterable(tags for _, tags in part)) for _, part in
-                               groupby(zip((e["_row"] for e in encoded), self._named(ids), strict=True), lambda pair: pair[0])]
-                              for ids in ([e["_gold"] for e in encoded], guess)), self.labels)  # fmt: skip
+        gold = self._sentences([example["_gold"] for example in encoded], encoded)
+        return _span_scores(gold, self._sentences(guess, encoded), self.labels)
 
     def baseline(self, encoded: Encoded) -> dict[str, float]:
         """The scores of always answering training's most frequent tag; of spans: of finding none."""
@@ -199,11 +201,10 @@ class Tag:
 
     def answers(self, found: list[np.ndarray], encoded: Encoded) -> list[dict[str, Any]]:
         """A sentence each: `words`, `tags`, and of spans `entities`: type, text, first word and end (exclusive)."""
-        tagged = self._named(self._per_word(found, encoded))
         answers = []
-        for _, part in groupby(zip(encoded, tagged, strict=True), lambda pair: pair[0]["_row"]):
-            pairs = list(part)
-            words, tags = (list(chain.from_iterable(lists)) for lists in zip(*((e["_words"], t) for e, t in pairs), strict=True))
+        sentences = groupby(encoded, lambda example: example["_row"])
+        for (_, parts), tags in zip(sentences, self._sentences(self._per_word(found, encoded), encoded), strict=True):
+            words = list(chain.from_iterable(part["_words"] for part in parts))
             answer: dict[str, Any] = {"words": words, "tags": tags}
             if self.spans:
                 answer["entities"] = [{"type": kind, "text": " ".join(words[start:end]), "start": start, "end": end}
@@ -216,8 +217,11 @@ class Tag:
         firsts = (example["_first"] for example in encoded)
         return [np.where(first >= 0, tokens[first], usual) for tokens, first in zip(found, firsts, strict=True)]
 
-    def _named(self, ids: list[np.ndarray]) -> list[list[str]]:
-        return [[self.tags[i] for i in row.tolist()] for row in ids]
+    def _sentences(self, ids: list[np.ndarray], encoded: Encoded) -> list[list[str]]:
+        """The names of the tags of each sentence, its parts joined."""
+        pairs = zip(encoded, ids, strict=True)
+        return [[self.tags[i] for _, part in parts for i in part.tolist()]
+                for _, parts in groupby(pairs, lambda pair: pair[0]["_row"])]  # fmt: skip
 
 
 def _span_scores(gold: list[list[str]], guess: list[list[str]], types: Sequence[str]) -> dict[str, float]:
@@ -225,7 +229,7 @@ def _span_scores(gold: list[list[str]], guess: list[list[str]], types: Sequence[
     from seqeval.scheme import IOB2
 
     absent = {"precision": 0.0, "recall": 0.0, "f1-score": 0.0}
-    some = any(tag != "O" for row in (*gold, *guess) for tag in row)  # the library's report of nothing fails
+    some = any(tag[0] == "B" for row in (*gold, *guess) for tag in row)  # the library's report of no span warns
     report: Any = classification_report(gold, guess, scheme=IOB2, output_dict=True, zero_division=0) if some else {}  # type: ignore[arg-type]
     scores = {}
     for name in (None, *types):
@@ -247,7 +251,7 @@ def _listed(table: Table, name: str) -> list[Sequence[str]]:
     """A column of lists of text; a text is split at its spaces."""
     if name not in table:
         raise BadData(f"no column {name!r}; the data has {', '.join(n for n in table if not n.startswith('_'))}")
-    column = [value.split() if isinstance(value, str) else value for value in table[name]]
+    column: list[Sequence[str]] = [value.split() if isinstance(value, str) else value for value in table[name]]
     for row, value in enumerate(column):
         if not isinstance(value, (list, tuple, np.ndarray)):
             raise BadData(f"column {name!r}, row {row + 1} holds {value!r}; expected a list, one entry a word")
@@ -268,4 +272,6 @@ def _same_lengths(table: Table, words: str, label: str) -> None:
 def _where(table: Table, label: str) -> Callable[[int, int], str]:
     """How errors name a place: by its line, if the reader noted it, and its row."""
     noted = table.get("_lines")
-    return lambda row, word: (f"line {noted[row][word]}, " if noted else "") + f"column {label!r}, row {row + 1}, word {word + 1}"
+    return lambda row, word: (
+        (f"line {noted[row][word]}, " if noted else "") + f"column {label!r}, row {row + 1}, word {word + 1}"
+    )

@@ -63,7 +63,9 @@ def encode_words(tokenizer: Any, sentences: Sequence[Sequence[str]], *, max_leng
     made = []
     for i, row in enumerate(rows):
         # a model needs a token, also where no word has one and the tokenizer adds none
-        inputs = tokens[at[i] : at[i + 1]] or [next((t for t in (tokenizer.eos_token_id, tokenizer.pad_token_id) if t), 0)]
+        inputs = tokens[at[i] : at[i + 1]] or [
+            next((t for t in (tokenizer.eos_token_id, tokenizer.pad_token_id) if t), 0)
+        ]
         made.append({"input_ids": inputs, "attention_mask": [1] * len(inputs), "_row": row,
                      "_words": words[cuts[i] : cuts[i + 1]], "_first": first[cuts[i] : cuts[i + 1]]})  # fmt: skip
     return made
@@ -72,7 +74,7 @@ def encode_words(tokenizer: Any, sentences: Sequence[Sequence[str]], *, max_leng
 def _pieces(tokenizer: Any, words: list[str]) -> tuple[Flat, Flat, Flat]:
     """All pieces of distinct words, one after another; where each word's begin, and how many they are."""
     if not words:
-        return (np.zeros(0, np.int64),) * 3
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64)
     # where a space makes another piece, as in GPT-2's vocabulary, words inside a text are those with one
     plain, spaced = (_split(tokenizer, [text])[0] for text in ("a", " a"))
     ids, owner = _split(tokenizer, words if plain == spaced else [" " + word for word in words])
