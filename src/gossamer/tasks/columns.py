@@ -9,6 +9,7 @@ before a sentence's first token, with another number of columns, or with a tag t
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from gossamer.errors import BadData
@@ -16,7 +17,7 @@ from gossamer.tasks.lines import lines
 from gossamer.tasks.readers import Table
 
 _SPACES = re.compile("[ \t]+")  # no others: a no-break space may be a token
-Rows = list[tuple[int, list[str]]]
+Rows = list[tuple[int, tuple[str, ...]]]
 
 
 def read_columns(path: str | Path) -> Table:
@@ -55,7 +56,7 @@ def _sentences(path: str | Path) -> list[Rows]:
             tags.add(fields[-1])
             if len(fields) != width or "" in fields:
                 raise _wrong(path, number, fields, width)
-        block.append((number, fields))
+        block.append((number, tuple(fields)))  # of tuples of text, unlike of lists, the collector lets go
     width = width or max((len(fields) for block in blocks for _, fields in block), default=0)
     for block in blocks if doubtful else ():
         sharp = sum(number in doubtful for number, _ in block)
@@ -70,7 +71,7 @@ def _sentences(path: str | Path) -> list[Rows]:
     return [block for block in blocks if block]
 
 
-def _wrong(path: str | Path, number: int, fields: list[str], width: int) -> BadData:
+def _wrong(path: str | Path, number: int, fields: Sequence[str], width: int) -> BadData:
     if len(fields) != width:
         return BadData(
             f"{path}, line {number}: {len(fields)} columns ({' | '.join(fields)[:60]}) where the lines before have {width}; "
