@@ -1,7 +1,7 @@
 """Parsing: the share of decoding in evaluation, MiniLM with an untrained head over sentences of random lengths.
 
-Scores of an untrained head are the worst case: the best heads of words hardly ever form a tree, so that nearly every sentence needs
-the arborescence. "Trained" imitates a parser with 90 % of heads right: scores of random trees, in one word of ten another head.
+Scores of an untrained head are the worst case: the best heads of words hardly ever form a tree, so that nearly every sentence
+needs the arborescence. "90 % right" imitates a trained parser: scores of random trees, for one word of ten another head.
 """
 
 from __future__ import annotations

@@ -95,13 +95,11 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path: Path, text: list[str], l
         treebank.read(path)
 
 
-def test_other_bytes_and_no_file(tmp_path: Path) -> None:
+def test_other_bytes(tmp_path: Path) -> None:
     path = tmp_path / "latin.conllu"
     path.write_bytes(f"{row(1, 0)}\n{row(2, 1, form='é')}\n".encode("latin-1"))
     with pytest.raises(BadData, match=r"latin\.conllu, line 2"):
         treebank.read(path)
-    with pytest.raises(BadData, match="nothing"):
-        treebank.read(tmp_path / "nothing.conllu")
 
 
 def test_a_file_without_heads_is_read(tmp_path: Path) -> None:

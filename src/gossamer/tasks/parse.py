@@ -36,8 +36,8 @@ class Parse:
     """A settled task. Sizes are of the biaffine head, which travels in the delta."""
 
     deprels: tuple[str, ...]
-    usual: str  # training's most frequent relation, and where heads are more often: what the baseline answers
-    before: bool
+    usual: str  # what the baseline answers: the most frequent relation to the neighbor,
+    before: bool  # which is the word before, or the next one, whichever is more often the head in training
     metric: str = "las"
     max_length: int = 256
     arc_size: int = 256
@@ -77,11 +77,13 @@ class Parse:
                 f"max_length={max_length}, arc_size={arc_size}, rel_size={rel_size}, dropout={dropout}; expected at least 8, "
                 "1, 1, and a dropout from 0 to below 1"
             )
-        heads, kinds = _annotated(train)
+        heads, kinds = _annotated(train, _words(train))
         counts = Counter(chain.from_iterable(kinds))
-        after = sum(head > i for row in heads for i, head in enumerate(row, start=1))
-        return cls(tuple(sorted(counts)), max(sorted(counts), key=counts.__getitem__), 2 * after < counts.total(),
-                   metric or METRICS[0], max_length, arc_size, rel_size, dropout, tree)  # fmt: skip
+        before, after = (_chained(heads, kinds, step) for step in (-1, 1))
+        chained = max(before, after, key=Counter.total)
+        usual = max(sorted(chained or counts), key=(chained or counts).__getitem__)
+        return cls(tuple(sorted(counts)), usual, chained is before, metric or METRICS[0], max_length, arc_size, rel_size,
+                   dropout, tree)  # fmt: skip
 
     @classmethod
     def read(cls, description: Mapping[str, Any]) -> Parse:
@@ -128,7 +130,7 @@ class Parse:
             alike: dict[str, int] = {}  # universal relation → its first subtype here
             for i, name in enumerate(self.deprels):
                 alike.setdefault(_universal(name), i)
-            for example, heads, kinds in zip(examples, *_annotated(table), strict=True):
+            for example, heads, kinds in zip(examples, *_annotated(table, rows), strict=True):
                 found = [index.get(kind, alike.get(_universal(kind), -100)) for kind in kinds]
                 example["labels"] = [list(pair) for pair in zip(heads, found, strict=True)]
         return examples
@@ -170,7 +172,7 @@ class Parse:
         return {"las": int((heads & kinds).sum()) / len(gold), "uas": int(heads.sum()) / len(gold)}
 
     def baseline(self, encoded: list[dict[str, Any]]) -> dict[str, float]:
-        """The scores of a chain: the next word as head (or the one before), with training's most frequent relation."""
+        """The scores of a chain: the next word as head, or the one before, with the relation most frequent for that."""
         usual = self.deprels.index(self.usual)
         chains = []
         for example in encoded:
@@ -200,6 +202,14 @@ def _universal(deprel: str) -> str:
     return deprel.split(":")[0]
 
 
+def _chained(heads: list[list[int]], kinds: list[list[str]], step: int) -> Counter[str]:
+    """How often each relation is that to the word before (step -1) or to the next one (1)."""
+    both = zip(heads, kinds, strict=True)
+    return Counter(
+        kind for row, to in both for i, (head, kind) in enumerate(zip(row, to, strict=True), 1) if head == i + step
+    )
+
+
 def _words(table: Table) -> list[list[str]]:
     if "words" not in table:
         raise BadData(
@@ -213,9 +223,8 @@ def _words(table: Table) -> list[list[str]]:
     return table["words"]
 
 
-def _annotated(table: Table) -> tuple[list[list[int]], list[list[str]]]:
+def _annotated(table: Table, words: list[list[str]]) -> tuple[list[list[int]], list[list[str]]]:
     """Heads and relations of every sentence."""
-    words = _words(table)
     for row in range(size(table)):
         for name in ("heads", "deprels"):
             values = table.get(name, [None] * (row + 1))[row]

@@ -59,10 +59,11 @@ def read(path: str | Path) -> Table:
     table: Table = {name: [] for name in (*COLUMNS, "heads", "_sentence")}
     for block in _blocks(path):
         sentence, words = _sentence(path, block)
+        columns = list(zip(*(fields for _, fields in words), strict=True))
         table["_sentence"].append(sentence)
-        table["heads"].append(_heads(path, words))
+        table["heads"].append(_heads(path, [number for number, _ in words], columns[6]))
         for name, place in COLUMNS.items():
-            table[name].append([intern(fields[place]) for _, fields in words])
+            table[name].append([*map(intern, columns[place])])
     return table
 
 
@@ -153,35 +154,35 @@ def _other(path: str | Path, number: int, ident: str, following: int) -> tuple[i
     return found
 
 
-def _heads(path: str | Path, words: list[tuple[int, list[str]]]) -> list[int] | None:
-    """Heads that form one tree with one root word; None where there are none."""
-    from conllu.exceptions import ParseException
-    from conllu.parser import parse_int_value
-
-    heads: list[Any] = []
-    for number, fields in words:
-        try:
-            heads.append(_SMALL[fields[6]] if fields[6] in _SMALL else parse_int_value(fields[6]))
-        except ParseException:
-            _bad(path, number, f"head {fields[6]!r} is no number; expected the id of a word, or 0 for the root word")
-    if all(head is None for head in heads):
-        return None
-    for (number, _), head in zip(words, heads, strict=True):
+def _heads(path: str | Path, at: list[int], written: Sequence[str]) -> list[int] | None:
+    """Heads that form one tree with one root word; None where there are none. `at` has the lines of the words."""
+    heads: list[Any] = [*map(_SMALL.get, written)]
+    if None in heads:
+        heads = [_head(path, number, text) for number, text in zip(at, written, strict=True)]
+        if all(head is None for head in heads):
+            return None
+    for number, head in zip(at, heads, strict=True):
         if head is None:
             _bad(path, number, "no head, where other words of the sentence have one; annotate all words or none")
-        if not 0 <= head <= len(words):
-            _bad(path, number, f"head {head} is out of range; the sentence has {len(words)} words")
-    roots = [number for (number, _), head in zip(words, heads, strict=True) if head == 0]
+        if not 0 <= head <= len(at):
+            _bad(path, number, f"head {head} is out of range; the sentence has {len(at)} words")
+    roots = [number for number, head in zip(at, heads, strict=True) if head == 0]
     if len(roots) > 1:
         _bad(path, roots[1], f"a second root word, after that in line {roots[0]}; expected one word with head 0")
     loose = _cycle(heads)
     if loose is not None:
-        _bad(
-            path,
-            words[loose][0],
-            f"word {loose + 1} is on a cycle of heads; expected a path from each word to the root",
-        )
+        _bad(path, at[loose], f"word {loose + 1} is on a cycle of heads; expected a path from each word to the root")
     return heads
+
+
+def _head(path: str | Path, number: int, text: str) -> int | None:
+    from conllu.exceptions import ParseException
+    from conllu.parser import parse_int_value
+
+    try:
+        return parse_int_value(text)
+    except ParseException:
+        _bad(path, number, f"head {text!r} is no number; expected the id of a word, or 0 for the root word")
 
 
 def _cycle(heads: Sequence[int]) -> int | None:
