@@ -190,6 +190,21 @@ def test_a_sentence_alone_is_parsed_as_in_a_batch() -> None:
     assert [row.tolist() for row in together] == [run(task, model, [one])[0].tolist() for one in encoded]
 
 
+def test_rows_cut_out_of_a_batch_have_the_loss_of_their_sentence() -> None:
+    task = Parse.plan(language(9))
+    model, encoded = parser(task).eval(), task.encode(tokenizer(), language(9))
+    batch = task.collate(tokenizer())(encoded)
+    for i, one in enumerate(encoded):
+        cut = model(**{name: values[i : i + 1] for name, values in batch.items()}).loss
+        torch.testing.assert_close(cut, model(**task.collate(tokenizer())([one])).loss)
+        with torch.no_grad():
+            assert (
+                not model(**{name: values[i : i + 1] for name, values in batch.items()})
+                .heads[0, len(one["labels"]) :]
+                .any()
+            )
+
+
 @pytest.mark.parametrize("tree", [True, False])
 def test_what_is_found_is_a_tree_with_a_root_relation_where_root_is(tree: bool) -> None:
     task = Parse.plan(language(30, longest=12), tree=tree)

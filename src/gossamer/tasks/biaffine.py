@@ -93,8 +93,10 @@ class BiaffineParser(nn.Module):
         """
         states = self._states(input_ids, attention_mask)
         with torch.autocast(states.device.type, enabled=False):  # scores of half precision would tie
-            nodes = self.dropout(self._nodes(states.to(self.root.dtype), words))  # [b, n + 1, width], ROOT first
-            arcs = self._arcs(nodes).float().masked_fill(~_possible(words), -torch.inf)
+            # rows cut out of a batch, as rules do, bring the padding of its longest sentence with them
+            n = int(words.max()) + 1 if labels is None else labels.shape[1]
+            nodes = self.dropout(self._nodes(states.to(self.root.dtype), words, n))  # [b, n + 1, width], ROOT first
+            arcs = self._arcs(nodes).float().masked_fill(~_possible(words, n), -torch.inf)
             relate = (
                 self.dropout(F.leaky_relu(self.rel_head(nodes))),
                 self.dropout(F.leaky_relu(self.rel_dependent(nodes))),
@@ -130,9 +132,9 @@ class BiaffineParser(nn.Module):
             start, done = start + stride, until
         return torch.cat(pieces, 1)
 
-    def _nodes(self, states: Tensor, words: Tensor) -> Tensor:
+    def _nodes(self, states: Tensor, words: Tensor, n: int) -> Tensor:
         """ROOT and the words: [b, n + 1, width]. A product, not a scatter: the same on every device, run after run."""
-        index = torch.arange(int(words.max()) + 1, device=words.device)
+        index = torch.arange(n, device=words.device)
         member = (words[:, None] == index[:, None]).to(states.dtype)  # [b, n, t]
         means = member @ states / member.sum(-1, keepdim=True).clamp(min=1)
         return torch.cat([self.root.expand(len(means), 1, -1), means], 1)
@@ -148,10 +150,10 @@ class BiaffineParser(nn.Module):
         return torch.einsum("bnd,rde,bne->bnr", _with_one(chosen), self.rel, _with_one(dependent[:, 1:])).float()
 
 
-def _possible(words: Tensor) -> Tensor:
+def _possible(words: Tensor, n: int) -> Tensor:
     """Which arcs can be, bool [b, n, n + 1]: from ROOT, or from another word of the sentence."""
     lengths = words.amax(1) + 1
-    place = torch.arange(int(lengths.max()) + 1, device=words.device)
+    place = torch.arange(n + 1, device=words.device)
     return (place <= lengths[:, None])[:, None] & (place != place[1:, None])
 
 
