@@ -6,11 +6,11 @@ or twice the CLS position where the window does not hold the whole answer. A pre
 that maximizes log p(start) + log p(end) over all windows, each window a distribution over its own tokens: exactly, by a search of
 all spans, where the usual code looks at the 20 best ends and starts only. Texts are cut out of the original context.
 
-Where training had questions without answer (SQuAD 2, Rajpurkar et al. 2018), none is predicted if the smallest over all windows of
-log p(start = CLS) + log p(end = CLS) exceeds the best span's score by more than `threshold`.
+Where training had questions without answer (SQuAD 2, Rajpurkar et al. 2018), none is predicted if the smallest over all windows
+of log p(start = CLS) + log p(end = CLS) exceeds the best span's score by more than `threshold`.
 
-Exact match and F1 are the official ones: lower case, without punctuation, articles and extra blanks; the best over the gold answers;
-for a question without answer, and where normalization leaves nothing of a text, 1 if both are empty and else 0.
+Exact match and F1 are the official ones: lower case, without punctuation, articles and extra blanks; the best over the gold
+answers; for a question without answer, and where normalization leaves nothing of a text, 1 if both are empty and else 0.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from gossamer.errors import BadData, BadFile, BadPlan
 from gossamer.tasks.pretrained import load_model, load_tokenizer
 from gossamer.tasks.readers import Table, size
 from gossamer.tasks.squad import settled
+from gossamer.tasks.windows import by_row, cut, inside, likeliest, padded
+from gossamer.tasks.windows import windows as windows_of
 
-TARGETS = ("start_positions", "end_positions")
 METRICS = ("f1", "exact_match")
 MAX_LENGTH = 384
 AT_ONCE = 64  # rows tokenized together: the tokenizer's own account of a window takes 30 times the room of ours
@@ -139,7 +139,7 @@ class Answer:
         unseen = 0
         for start in range(0, size(rows), AT_ONCE):
             part = {name: values[start : start + AT_ONCE] for name, values in rows.items()}
-            for window in self._windows(tokenizer, part):
+            for window in windows_of(tokenizer, part, self._length(tokenizer), self.stride):
                 windows.append({**window, "_row": window["_row"] + start})
         if labelled:
             whole: dict[int, bool] = {}
@@ -159,46 +159,9 @@ class Answer:
     def _length(self, tokenizer: Any) -> int:
         return min(self.max_length, tokenizer.model_max_length)
 
-    def _windows(self, tokenizer: Any, rows: Table) -> list[dict[str, Any]]:
-        length = self._length(tokenizer)
-        asked = tokenizer(rows["question"], add_special_tokens=False, return_attention_mask=False, verbose=False)
-        special = tokenizer.num_special_tokens_to_add(pair=True)
-        for name, ids in zip(rows["id"], asked["input_ids"], strict=True):
-            if len(ids) + special > length // 2:
-                raise BadData(f"question {name!r} has {len(ids)} tokens, more than half of a window of {length}; shorten it, or "
-                              "give a larger --max-length")  # fmt: skip
-        # half of a window is left for the context, which is more than the third that neighbours may share
-        encoded = tokenizer(rows["question"], rows["context"], truncation="only_second", max_length=length,
-                            stride=min(self.stride, length // 3), return_overflowing_tokens=True,
-                            return_offsets_mapping=True, return_attention_mask=False)  # fmt: skip
-        made = []
-        for i, row in enumerate(encoded["overflow_to_sample_mapping"]):
-            ids = np.array(encoded["input_ids"][i], np.int32)
-            places = [t for t, side in enumerate(encoded.sequence_ids(i)) if side == 1]
-            first = places[0] if places else len(ids)
-            marks = np.flatnonzero(ids == tokenizer.cls_token_id) if tokenizer.cls_token_id is not None else ()
-            window = {
-                "input_ids": ids,
-                "_row": row,
-                "_id": rows["id"][row],
-                "_context": rows["context"][row],
-                "_answers": rows["answers"][row] if "answers" in rows else [],
-                "_cls": int(marks[0]) if len(marks) else 0,
-                "_first": first,  # where the context begins
-                "_spans": np.array(encoded["offset_mapping"][i][first : first + len(places)], np.int32).reshape(-1, 2),
-                "_opens": not made or made[-1]["_row"] != row,  # the context's first window
-                "_closes": True,  # its last, until another follows
-            }
-            if "token_type_ids" in encoded:
-                window["token_type_ids"] = np.array(encoded["token_type_ids"][i], np.int8)
-            if not window["_opens"]:
-                made[-1]["_closes"] = False
-            made.append(window)
-        return made
-
     def collate(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
         """Pads on the right."""
-        return partial(_padded, pad=tokenizer.pad_token_id or 0)
+        return partial(padded, pad=tokenizer.pad_token_id or 0)
 
     def found(self, output: Any, batch: Mapping[str, Tensor]) -> list[Any]:
         """Per window: float32 [2, tokens], the log-probabilities of start and end."""
@@ -218,9 +181,10 @@ class Answer:
         return self._rated([""] * rows, encoded) if self.unanswerable else {}
 
     def _rated(self, guesses: list[str], encoded: list[dict[str, Any]]) -> dict[str, float]:
-        gold = [[answer["text"] for answer in windows[0]["_answers"]] for windows in _by_row(encoded)]
+        gold = [[answer["text"] for answer in windows[0]["_answers"]] for windows in by_row(encoded)]
         rated = np.array([(exact(guess, texts), f1(guess, texts)) for guess, texts in zip(guesses, gold, strict=True)])
-        scores = dict(zip(("exact_match", "f1"), rated.mean(0).tolist(), strict=True))
+        means = rated.mean(0).tolist()
+        scores: dict[str, float] = {"exact_match": means[0], "f1": means[1]}
         has = np.array([bool(texts) for texts in gold])
         if self.unanswerable or not has.all():
             for name, kind in (("has_answer", has), ("no_answer", ~has)):
@@ -233,8 +197,8 @@ class Answer:
         """One a question: its id, the answer ("" for none), its place in the context (None) and its probability."""
         said = []
         at = 0
-        for windows in _by_row(encoded):
-            scored = [(*_likeliest(odds, window, self.max_answer), window)
+        for windows in by_row(encoded):
+            scored = [(*likeliest(odds, window, self.max_answer), window)
                       for odds, window in zip(found[at : at + len(windows)], windows, strict=True)]  # fmt: skip
             none = min(float(found[at + i][:, window["_cls"]].sum()) for i, window in enumerate(windows))
             at += len(windows)
@@ -245,28 +209,6 @@ class Answer:
             start, text = cut(window, first, last)
             said.append({"id": window["_id"], "answer": text, "start": start, "probability": float(np.exp(best))})
         return said
-
-
-def inside(window: Mapping[str, Any], answer: Mapping[str, Any]) -> tuple[int, int] | None:
-    """The places in a window of an answer's first and last token; None where the window does not hold all of it."""
-    spans, text = window["_spans"], answer["text"]
-    start = answer["start"] + len(text) - len(text.lstrip())
-    end = answer["start"] + len(text.rstrip())
-    first = int(np.searchsorted(spans[:, 1], start, "right"))  # the first token that ends behind the answer's start
-    last = int(np.searchsorted(spans[:, 0], end, "left")) - 1  # the last that starts before its end
-    if not len(spans) or first > last:
-        return None
-    if not (window["_opens"] or spans[0, 0] <= start) or not (window["_closes"] or spans[-1, 1] >= end):
-        return None
-    return window["_first"] + first, window["_first"] + last
-
-
-def cut(window: Mapping[str, Any], first: int, last: int) -> tuple[int, str]:
-    """Where in its context a span of a window's tokens starts, and its text, without blanks around it."""
-    spans = window["_spans"]
-    start, end = int(spans[first - window["_first"], 0]), int(spans[last - window["_first"], 1])
-    text = window["_context"][start:end]
-    return start + len(text) - len(text.lstrip()), text.strip()
 
 
 def exact(guess: str, gold: Sequence[str]) -> float:
@@ -301,39 +243,3 @@ def _overlap(guess: list[str], gold: list[str]) -> float:
         return float(guess == gold)
     both = sum((Counter(guess) & Counter(gold)).values())
     return 2 * both / (len(guess) + len(gold))
-
-
-def _likeliest(odds: np.ndarray, window: Mapping[str, Any], longest: int) -> tuple[float, tuple[int, int]]:
-    """The score and the tokens of a window's best span; −∞ where it holds nothing of the context."""
-    first, count = window["_first"], len(window["_spans"])
-    if not count:
-        return -np.inf, (0, 0)
-    starts, ends = odds[:, first : first + count]
-    longest = min(longest, count)
-    ends = np.concatenate([ends, np.full(longest - 1, -np.inf, ends.dtype)])
-    scores = starts[:, None] + np.lib.stride_tricks.sliding_window_view(ends, longest)  # [start, length − 1]
-    best = int(scores.argmax())
-    start = best // longest
-    return float(scores.flat[best]), (first + start, first + start + best % longest)
-
-
-def _by_row(encoded: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    rows: list[list[dict[str, Any]]] = []
-    for window in encoded:
-        if window["_opens"]:
-            rows.append([])
-        rows[-1].append(window)
-    return rows
-
-
-def _padded(windows: list[dict[str, Any]], *, pad: int) -> dict[str, Tensor]:
-    def stacked(name: str, fill: int) -> Tensor:
-        rows = [torch.as_tensor(window[name], dtype=torch.long) for window in windows]
-        return pad_sequence(rows, batch_first=True, padding_value=fill)
-
-    batch = {"input_ids": stacked("input_ids", pad)}
-    sizes = torch.tensor([len(window["input_ids"]) for window in windows])
-    batch["attention_mask"] = (torch.arange(batch["input_ids"].shape[1]) < sizes[:, None]).long()
-    if "token_type_ids" in windows[0]:
-        batch["token_type_ids"] = stacked("token_type_ids", 0)
-    return batch | {name: torch.tensor([w[name] for w in windows]) for name in TARGETS if name in windows[0]}
