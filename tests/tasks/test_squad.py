@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gossamer.errors import BadData
-from gossamer.tasks.squad import read_squad, settled
+from gossamer.tasks.squad import read, settled
 
 CONTEXT = "Ünïcode 🦋 lies before Paris, twice: Paris."
 START = CONTEXT.index("Paris")
@@ -43,17 +43,17 @@ EXPECTED = {
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_all_forms_give_one_table(tmp_path: Path, encoding: str) -> None:
     second = question(id="a2", question="When?", answers=[], is_impossible=True, plausible_answers=[{"text": "Paris"}])
-    assert read_squad(write(tmp_path, nested(question(is_impossible=False), second), encoding)) == EXPECTED
+    assert read(write(tmp_path, nested(question(is_impossible=False), second), encoding)) == EXPECTED
     lists = {"text": ["Paris"], "answer_start": [START]}
     flat = [question(context=CONTEXT, answers=lists), question(id="a2", question="When?", context=CONTEXT,
                                                                answers={"text": [], "answer_start": []})]  # fmt: skip
-    assert read_squad(write(tmp_path, flat, encoding)) == EXPECTED
-    assert read_squad(write(tmp_path, {"data": flat}, encoding)) == EXPECTED
+    assert read(write(tmp_path, flat, encoding)) == EXPECTED
+    assert read(write(tmp_path, {"data": flat}, encoding)) == EXPECTED
     assert settled(EXPECTED) == EXPECTED
 
 
 def test_without_answers_and_with_other_names(tmp_path: Path) -> None:
-    assert "answers" not in read_squad(write(tmp_path, nested(question(answers=...))))
+    assert "answers" not in read(write(tmp_path, nested(question(answers=...))))
     table = settled({"q": ["x"], "c": ["y"]}, question="q", context="c")
     assert table == {"id": ["1"], "question": ["x"], "context": ["y"]}
     with pytest.raises(BadData, match="no 'answers'; it has q, c"):
@@ -90,13 +90,13 @@ def test_without_answers_and_with_other_names(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_what_is_wrong_is_said(tmp_path: Path, content: Any, says: str) -> None:
     with pytest.raises(BadData) as error:
-        read_squad(write(tmp_path, content))
+        read(write(tmp_path, content))
     assert says in str(error.value)
     assert "d.json" in str(error.value)
 
 
 def test_undecodable_and_missing_files(tmp_path: Path) -> None:
     with pytest.raises(BadData, match="UTF-8"):
-        read_squad(write(tmp_path, '["café"]', "latin-1"))
+        read(write(tmp_path, '["café"]', "latin-1"))
     with pytest.raises(BadData, match="cannot be read"):
-        read_squad(tmp_path / "none.json")
+        read(tmp_path / "none.json")

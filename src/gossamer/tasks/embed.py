@@ -3,7 +3,7 @@
 Pairs with a score (STS-B: 0 to 5) are trained so that the cosine of their vectors is score / scale; pairs without one so that
 a text's vector finds its partner's among those of its batch (see `pooled.py` for both losses, mean pooling and sources). Scored
 pairs are judged by Spearman's and Pearson's correlation of the cosine with the score; pairs without by how well each first text
-finds its second among all second texts of the held-out data: `mrr`, the mean of 1 / rank, and `accuracy`, how often the rank is 1.
+finds its second among all second texts of the held-out data: `mrr`, the mean of 1 / rank, and `accuracy`, how often it is first.
 Equal cosines share a rank, so that vectors that are all alike do not win; texts that are the same count as one.
 """
 

@@ -18,7 +18,7 @@ from gossamer.tasks.readers import Table, size
 COLUMNS = ("id", "question", "context", "answers")
 
 
-def read_squad(path: str | Path) -> Table:
+def read(path: str | Path) -> Table:
     """Reads a SQuAD JSON file, nested (``data`` / ``paragraphs`` / ``qas``) or a flat list of questions.
 
     Raises:
