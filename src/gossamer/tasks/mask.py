@@ -148,7 +148,8 @@ class Mask:
         labels (probabilities, ids), each [tokens, 5], of the likeliest tokens at every place."""
         if "labels" not in batch:
             best = output.logits.float().softmax(-1).topk(SHOWN)
-            return [(p[m].cpu().numpy(), i[m].cpu().numpy()) for p, i, m in zip(*best, batch["attention_mask"].bool())]
+            shown = batch["attention_mask"].bool()
+            return [(p[m].cpu().numpy(), g[m].cpu().numpy()) for p, g, m in zip(*best, shown, strict=True)]
         labels = batch["labels"].to(output.logits.device)
         places = labels != -100
         logits, gold = output.logits[places].float(), labels[places]
