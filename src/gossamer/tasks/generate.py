@@ -22,7 +22,6 @@ from functools import partial
 from typing import Any, ClassVar, overload
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from gossamer.errors import BadData, BadFile, BadPlan
@@ -30,6 +29,7 @@ from gossamer.tasks.dialog import chat, ids, plain
 from gossamer.tasks.lines import TEXTS, column, text_column
 from gossamer.tasks.pretrained import load_model
 from gossamer.tasks.readers import Table
+from gossamer.tasks.respond import generated
 from gossamer.tasks.tokens import Cut, Tokens, around, padded, perplexity, tokenize
 
 MESSAGES = ("messages", "conversation", "chat")
@@ -108,11 +108,18 @@ class Generate:
         """The base as a causal language model; it has no head of ours.
 
         Raises:
-            BadPlan: the base was not published with its language model's output, which would start from nothing.
+            BadPlan: it has more than an output embedding behind its backbone, as encoders have; that would start from nothing.
         """
         from transformers import AutoModelForCausalLM
 
-        model, _ = load_model(AutoModelForCausalLM, base, seed)
+        model, outside = load_model(AutoModelForCausalLM, base, seed)
+        output = model.get_output_embeddings()  # type: ignore[operator]
+        pretrained = {id(p) for p in output.parameters()} if output is not None else set()
+        fresh = [name for name in outside if id(model.get_parameter(name)) not in pretrained]
+        if fresh:
+            raise BadPlan(
+                f"{base!r} is no causal language model ({fresh[0]!r} is new); choose a decoder, or the task mask"
+            )
         return model, []
 
     def encode(self, tokenizer: Any, table: Table, *, labelled: bool = True) -> Any:
@@ -193,39 +200,9 @@ class Generate:
     def respond(
         self, model: nn.Module, tokenizer: Any, encoded: list[dict[str, Any]], *, batch_size: int = 16
     ) -> list[dict[str, Any]]:
-        """Generated answers, one a prompt of ``encode(…, labelled=False)``, in order. The mode is put back.
-
-        Raises:
-            BadData: a prompt leaves no room for a reply in the model's positions.
-        """
-        from transformers import GenerationConfig
-
-        sampled = {"temperature": self.temperature} if self.temperature else {}
-        own = getattr(model, "generation_config", None)
-        ends = (own and own.eos_token_id) or tokenizer.eos_token_id
-        settings = GenerationConfig(max_new_tokens=self.max_new_tokens, do_sample=bool(sampled), eos_token_id=ends,
-                                    pad_token_id=_pad(tokenizer), **sampled)  # fmt: skip
-        room = getattr(model.config, "max_position_embeddings", None)
-        for example in encoded:
-            if room and len(example["input_ids"]) + self.max_new_tokens > room:
-                raise BadData(
-                    f"row {example['_row'] + 1} has {len(example['input_ids'])} tokens; with max_new_tokens="
-                    f"{self.max_new_tokens} that is more than the base's {room} positions"
-                )
-        device, training, texts = next(model.parameters()).device, model.training, dict[int, str]()
-        order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i]["input_ids"]), i))
-        model.eval()
-        try:
-            for start in range(0, len(order), batch_size):
-                chosen = order[start : start + batch_size]
-                batch = padded([encoded[i] for i in chosen], _pad(tokenizer), left=True)
-                with torch.no_grad():
-                    made = model.generate(**{n: t.to(device) for n, t in batch.items()}, generation_config=settings)  # type: ignore[operator]
-                for i, tokens in zip(chosen, made[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
-                    texts[i] = tokenizer.decode(tokens, skip_special_tokens=True).strip()
-        finally:
-            model.train(training)
-        return [{"text": texts[i]} for i in range(len(encoded))]
+        """Generated answers, {"text": …}, one a prompt of ``encode(…, labelled=False)``, in order. See `generated`."""
+        return generated(model, tokenizer, encoded, pad=_pad(tokenizer), max_new_tokens=self.max_new_tokens,
+                         temperature=self.temperature, batch_size=batch_size)  # fmt: skip
 
 
 class Pieces(Sequence[dict[str, Any]]):
