@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gossamer.delta.apply import Applied, apply
+from gossamer.delta.apply import Applied, Stack, apply
 from gossamer.delta.delta import Delta
-from gossamer.errors import BadData, BadPlan
+from gossamer.errors import BadData, BadPlan, Clash
 
 SOURCE = "source"  # of a batch: int64 [b], the number of its source
 _POOL = 50  # batches within which examples of like length are put together
@@ -153,6 +153,8 @@ def beneath(model: nn.Module, names: Sequence[str], deltas: Mapping[str, Delta |
             if absent
             else f"a delta is for the source {unknown[0]!r}, which the data lacks; it has {', '.join(names)}"
         )
+    if Stack.over(model).lent and any(deltas.values()):
+        raise Clash("a full fine-tuning holds this model's weights, so no delta can be put beneath it while it lasts")
     on: dict[int, Applied | None] = {}
 
     def swap(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
