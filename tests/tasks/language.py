@@ -7,7 +7,14 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertForMaskedLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from tests.tiny import SPECIAL, WORDS, bert_config, tokenizer
 
@@ -50,7 +57,7 @@ def gpt2(seed: int = 0) -> GPT2LMHeadModel:
 def llama(seed: int = 0) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     return LlamaForCausalLM(LlamaConfig(vocab_size=98, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-                                        intermediate_size=32, max_position_embeddings=64, bos_token_id=2, eos_token_id=3,
+                                        intermediate_size=32, max_position_embeddings=64, bos_token_id=2, eos_token_id=3, initializer_range=0.5,
                                         pad_token_id=None)).eval()  # fmt: skip
 
 

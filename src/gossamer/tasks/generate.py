@@ -11,7 +11,7 @@ each other. Batches of like length waste little. An instruction that is too long
 its oldest tokens; its last reply is always whole.
 
 The score is the mean −log p of a predicted token and its exponential, the perplexity. The output embedding is pretrained, so
-there is no head; where it is tied to the input embedding, the one tensor is trained in both roles.
+there is no head; where it is tied to the input embedding, the one tensor is trained in both roles, and else it stays as it is.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from gossamer.tasks.lines import TEXTS, column, text_column
 from gossamer.tasks.pretrained import load_model
 from gossamer.tasks.readers import Table
 from gossamer.tasks.respond import generated
-from gossamer.tasks.tokens import Cut, Tokens, around, padded, perplexity, tokenize
+from gossamer.tasks.tokens import Cut, Tokens, around, check_room, padded, perplexity, tokenize
 
 MESSAGES = ("messages", "conversation", "chat")
 REPLIES = (("prompt", "response"), ("prompt", "completion"), ("instruction", "input", "output"), ("instruction", "output"),
@@ -113,6 +113,7 @@ class Generate:
         from transformers import AutoModelForCausalLM
 
         model, outside = load_model(AutoModelForCausalLM, base, seed)
+        check_room(model, self.max_length)
         output = model.get_output_embeddings()  # type: ignore[operator]
         pretrained = {id(p) for p in output.parameters()} if output is not None else set()
         fresh = [name for name in outside if id(model.get_parameter(name)) not in pretrained]
@@ -179,7 +180,7 @@ class Generate:
             raise BadPlan("without labels this task has replies to generate: respond(model, tokenizer, encoded)")
         labels = batch["labels"].to(output.logits.device)[:, 1:]
         places = labels != -100
-        logits = output.logits[:, :-1][places].float()
+        logits = output.logits.detach()[:, :-1][places].float()
         lost = nn.functional.cross_entropy(logits, labels[places], reduction="none").double()
         parts = lost.split(places.sum(1).tolist())
         return [np.array([float(part.sum()), len(part)]) for part in parts]

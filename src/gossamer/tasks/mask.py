@@ -36,7 +36,7 @@ from gossamer.tasks.lines import column, text_column
 from gossamer.tasks.masking import Masked, masked
 from gossamer.tasks.pretrained import load_model
 from gossamer.tasks.readers import Table
-from gossamer.tasks.tokens import Cut, around, padded, perplexity, tokenize
+from gossamer.tasks.tokens import Cut, around, check_room, padded, perplexity, tokenize
 
 TIED = ("untie-freeze", "share")
 SHOWN = 5  # guesses of an answer
@@ -106,14 +106,16 @@ class Mask:
         from transformers import AutoModelForMaskedLM
 
         model, head = load_model(AutoModelForMaskedLM, base, seed)
+        check_room(model, self.max_length)
         # its loss is a mean over the batch's masks; or Trainer takes it for a sum that it has divided by accumulation itself
         model.accepts_loss_kwargs = False  # type: ignore[assignment]
         output, inputs = model.get_output_embeddings(), model.get_input_embeddings()  # type: ignore[operator]
         if output is None:
             raise BadPlan(f"the masked language model of {base!r} names no output embedding; choose another base")
         if output.weight is inputs.weight and self.tied == "untie-freeze":
-            untie(model, output)
-        return model, head
+            untie(model, output, "weight")
+        bias = untie(model, output, "bias")  # also kept under a second name that no forward reads; a head's have one name each
+        return model, sorted({bias.get(name, name) for name in head})
 
     def encode(self, tokenizer: Any, table: Table, *, labelled: bool = True) -> Any:
         """Examples with masks, a `Masked`; or, if not labelled, the rows as they are, with masks of their own."""
@@ -147,12 +149,12 @@ class Mask:
         """Per example: float64 [3], the sum of −log p over masked places, their number, and how many were found; without
         labels (probabilities, ids), each [tokens, 5], of the likeliest tokens at every place."""
         if "labels" not in batch:
-            best = output.logits.float().softmax(-1).topk(SHOWN)
+            best = output.logits.detach().float().softmax(-1).topk(SHOWN)
             shown = batch["attention_mask"].bool()
             return [(p[m].cpu().numpy(), g[m].cpu().numpy()) for p, g, m in zip(*best, shown, strict=True)]
         labels = batch["labels"].to(output.logits.device)
         places = labels != -100
-        logits, gold = output.logits[places].float(), labels[places]
+        logits, gold = output.logits.detach()[places].float(), labels[places]
         lost = nn.functional.cross_entropy(logits, gold, reduction="none").double()
         each = torch.stack([lost, torch.ones_like(lost), (logits.argmax(-1) == gold).double()], -1)
         return [part.sum(0).cpu().numpy() for part in each.split(places.sum(1).tolist())]
@@ -184,12 +186,15 @@ class Mask:
         return said
 
 
-def untie(model: nn.Module, output: nn.Module) -> None:
-    """Gives the output embedding a frozen copy of the weight that it shares with the input's."""
-    name = next(n for n, p in model.named_parameters(remove_duplicate=False) if p is output.weight and n.endswith(".weight")
-                and model.get_submodule(n.removesuffix(".weight")) is output)  # fmt: skip
-    output.weight = nn.Parameter(output.weight.detach().clone(), requires_grad=False)  # type: ignore[operator]
-    model.config.tie_word_embeddings = False  # type: ignore[union-attr]
-    tied = getattr(model, "all_tied_weights_keys", None)  # by which transformers saves one tensor for both
-    if isinstance(tied, dict):
-        tied.pop(name, None)
+def untie(model: nn.Module, output: nn.Module, part: str) -> dict[str, str]:
+    """Gives a module a copy of its own of a parameter that has other names too: those names → its own, {} if none has."""
+    shared = getattr(output, part, None)
+    names = [name for name, p in model.named_parameters(remove_duplicate=False) if p is shared]
+    if len(names) < 2:
+        return {}
+    own = next(name for name in names if model.get_submodule(name.rpartition(".")[0]) is output)
+    setattr(output, part, nn.Parameter(shared.detach().clone()))  # type: ignore[union-attr]
+    if part == "weight":
+        model.config.tie_word_embeddings = False  # type: ignore[union-attr]
+    getattr(model, "all_tied_weights_keys", {}).pop(own, None)  # by which transformers saves one tensor for both
+    return dict.fromkeys(names, own)

@@ -224,6 +224,13 @@ def padded(examples: Iterable[dict[str, Any]], pad: int, *, left: bool = False) 
     return batch
 
 
+def check_room(model: Any, max_length: int) -> None:
+    """Refuses examples longer than the model has positions for, where its configuration says how many."""
+    room = getattr(model.config, "max_position_embeddings", None)
+    if room and max_length > room:
+        raise BadPlan(f"max_length={max_length}, but this base has {room} positions; lower it")
+
+
 def perplexity(loss: float) -> float:
     """exp(loss), or the largest number where that is too large."""
     return float(np.exp(min(float(loss), 709.0)))
