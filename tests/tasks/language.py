@@ -56,9 +56,10 @@ def gpt2(seed: int = 0) -> GPT2LMHeadModel:
 
 def llama(seed: int = 0) -> LlamaForCausalLM:
     torch.manual_seed(seed)
-    return LlamaForCausalLM(LlamaConfig(vocab_size=98, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-                                        intermediate_size=32, max_position_embeddings=64, bos_token_id=2, eos_token_id=3, initializer_range=0.5,
-                                        pad_token_id=None)).eval()  # fmt: skip
+    config = LlamaConfig(vocab_size=98, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+                         max_position_embeddings=64, bos_token_id=2, eos_token_id=3, pad_token_id=None,
+                         initializer_range=0.5)  # fmt: skip  # its output embedding is frozen, so it must be able to decide
+    return LlamaForCausalLM(config).eval()
 
 
 def masked_directory(folder: Path, seed: int = 0) -> Path:

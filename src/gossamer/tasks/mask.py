@@ -114,7 +114,9 @@ class Mask:
             raise BadPlan(f"the masked language model of {base!r} names no output embedding; choose another base")
         if output.weight is inputs.weight and self.tied == "untie-freeze":
             untie(model, output, "weight")
-        bias = untie(model, output, "bias")  # also kept under a second name that no forward reads; a head's have one name each
+        bias = untie(
+            model, output, "bias"
+        )  # also kept under a second name that no forward reads; a head's have one name each
         return model, sorted({bias.get(name, name) for name in head})
 
     def encode(self, tokenizer: Any, table: Table, *, labelled: bool = True) -> Any:
