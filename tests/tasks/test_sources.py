@@ -167,9 +167,18 @@ def test_the_base_is_back_after_an_error() -> None:
     model = classifier().eval()
     before = bits(model)
     hooks = len(model._forward_pre_hooks)
-    with pytest.raises(BadPlan), beneath(model, ["gn"], {"gn": language(model, 0)}):
-        for source in (0, 0, 1):
-            model(**inputs(source))
+    with beneath(model, ["gn"], {"gn": language(model, 0)}) as on:
+        on(**inputs(0))
+        assert not same_bits(model, before)
+    assert same_bits(model, before)
+
+    def stopped() -> None:
+        with beneath(model, ["gn"], {"gn": language(model, 0)}):
+            for source in (0, 0, 1):
+                model(**inputs(source))
+
+    with pytest.raises(BadPlan, match="expected one number"):
+        stopped()
     assert same_bits(model, before)
     assert len(model._forward_pre_hooks) == hooks
 
