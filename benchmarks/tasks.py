@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import Figure, Times, interleave
-from gossamer.tasks.columns import read_columns
+from gossamer.tasks.columns import read as read_columns
 from gossamer.tasks.pretrained import load_tokenizer
 from gossamer.tasks.tag import Tag
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gossamer.errors import BadData
-from gossamer.tasks.columns import read_columns
+from gossamer.tasks.columns import read as read_columns
 from gossamer.tasks.lines import lines
 
 

@@ -15,7 +15,7 @@ from torch import nn
 import gossamer as gs
 from gossamer.errors import BadData, BadFile, BadPlan
 from gossamer.tasks.generate import Generate
-from gossamer.tasks.lines import Lines
+from gossamer.tasks.texts import Lines
 from tests.tasks.language import TEMPLATE, gpt2, llama, masked_directory, sentences, words
 from tests.tiny import bits, same_bits
 

@@ -18,9 +18,9 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 import gossamer as gs
 from gossamer.errors import BadData, BadFile, BadPlan
-from gossamer.tasks.lines import Lines
 from gossamer.tasks.mask import Mask
 from gossamer.tasks.masking import masked
+from gossamer.tasks.texts import Lines
 from tests.tasks.language import masked_directory, pieces, sentences
 from tests.tiny import WORDS, At, base_directory, tokenizer
 

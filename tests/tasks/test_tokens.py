@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gossamer.errors import BadData, BadPlan
-from gossamer.tasks.lines import Lines
+from gossamer.tasks.texts import Lines
 from gossamer.tasks.tokens import Cut, Tokens, around, padded, tokenize
 from tests.tasks.language import pieces, sentences, words
 from tests.tiny import tokenizer

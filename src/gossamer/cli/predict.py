@@ -59,7 +59,7 @@ def predict(
     fields: tuple[str, ...] = getattr(bench.task, "fields", ())
     table = bench.read(str(data)) if text is None else asked(fields, text, pair)
     examples = bench.task.encode(bench.tokenizer, table, labelled=False)
-    answers = bench.task.answers(bench.run(loaded, examples), examples)
+    answers = bench.answer(loaded, examples)
     shown = [name for name in fields if name in table]
     rows = [{name: table[name][row] for name in shown} for row in range(size(table))]
     if out is not None:

@@ -125,7 +125,6 @@ class Answer:
         if isinstance(positions, int) and length > positions:
             raise BadPlan(f"max_length={length}, and {base} has {positions} positions; give --max-length {positions}")
         # its loss is a mean over the batch, which Trainer must divide by accumulation
-        model.accepts_loss_kwargs = False  # type: ignore[assignment]
         return model, head
 
     def encode(self, tokenizer: Any, table: Table, *, labelled: bool = True) -> list[dict[str, Any]]:

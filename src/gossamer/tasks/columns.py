@@ -20,7 +20,7 @@ _SPACES = re.compile("[ \t]+")  # no others: a no-break space may be a token
 Rows = list[tuple[int, tuple[str, ...]]]
 
 
-def read_columns(path: str | Path) -> Table:
+def read(path: str | Path) -> Table:
     """One row a sentence: `words` (first column), `tags` (last), `column_2`, … (those between), `_lines` (of each word).
 
     A file of one column has no `tags`.

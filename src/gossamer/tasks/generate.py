@@ -26,10 +26,10 @@ from torch import Tensor, nn
 
 from gossamer.errors import BadData, BadFile, BadPlan
 from gossamer.tasks.dialog import chat, ids, plain
-from gossamer.tasks.lines import TEXTS, column, text_column
 from gossamer.tasks.pretrained import load_model
 from gossamer.tasks.readers import Table
 from gossamer.tasks.respond import generated
+from gossamer.tasks.texts import TEXTS, column, text_column
 from gossamer.tasks.tokens import Cut, Tokens, around, check_room, padded, perplexity, tokenize
 
 MESSAGES = ("messages", "conversation", "chat")

@@ -32,10 +32,10 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.errors import BadData, BadFile, BadPlan
-from gossamer.tasks.lines import column, text_column
 from gossamer.tasks.masking import Masked, masked
 from gossamer.tasks.pretrained import load_model
 from gossamer.tasks.readers import Table
+from gossamer.tasks.texts import column, text_column
 from gossamer.tasks.tokens import Cut, around, check_room, padded, perplexity, tokenize
 
 TIED = ("untie-freeze", "share")
@@ -108,7 +108,6 @@ class Mask:
         model, head = load_model(AutoModelForMaskedLM, base, seed)
         check_room(model, self.max_length)
         # its loss is a mean over the batch's masks; or Trainer takes it for a sum that it has divided by accumulation itself
-        model.accepts_loss_kwargs = False  # type: ignore[assignment]
         output, inputs = model.get_output_embeddings(), model.get_input_embeddings()  # type: ignore[operator]
         if output is None:
             raise BadPlan(f"the masked language model of {base!r} names no output embedding; choose another base")

@@ -22,7 +22,7 @@ SUFFIXES = {  # kind of file → what its names end in
     "squad": (".json",),
     "text": (".txt",),
 }
-READERS = {"columns": "columns", "conllu": "treebank", "squad": "squad"}  # kind → the file whose `read` reads it
+READERS = {"columns": "columns", "conllu": "treebank", "squad": "squad", "text": "texts"}  # kind → the file whose `read` reads it
 
 
 def read(source: str, formats: Sequence[str] = ("table",)) -> Table:
@@ -100,8 +100,6 @@ def subset(table: Table, limit: int | None) -> Table:
 
 
 def _read_file(path: Path, kind: str) -> Table:
-    if kind == "text":
-        return {"text": [text for _, text in lines(path) if text.strip()]}
     if kind in READERS:
         return import_module(f"gossamer.tasks.{READERS[kind]}").read(path)
     suffix = path.suffix.lower()

@@ -98,6 +98,13 @@ class Writes(Protocol):
     def write(self, answers: list[dict[str, Any]], table: Table) -> str: ...
 
 
+@runtime_checkable
+class Responds(Protocol):
+    """A task whose answers are generated, not found in one forward."""
+
+    def respond(self, model: nn.Module, tokenizer: Any, encoded: Examples) -> list[dict[str, Any]]: ...
+
+
 def task_class(name: str) -> Any:
     """The class of a task, by its name or its alias. Raises BadPlan for other names, or if a library is absent."""
     name = ALIASES.get(name, name)

@@ -24,7 +24,7 @@ from typing import IO, Any
 import numpy as np
 
 from gossamer.errors import BadData, BadPlan
-from gossamer.tasks.lines import Lines
+from gossamer.tasks.texts import Lines
 
 _KINDS = {"ids": np.int32, "pieces": np.int64}
 _VERSION = 1  # of the files

@@ -27,7 +27,7 @@ from gossamer.errors import BadData, BadPlan, Clash, Diverged
 from gossamer.tasks.infer import outputs
 from gossamer.tasks.pretrained import load_tokenizer
 from gossamer.tasks.readers import Table, read, renamed, subset
-from gossamer.tasks.task import Examples, Task, plan_task, read_task, task_class
+from gossamer.tasks.task import Examples, Responds, Task, plan_task, read_task, task_class
 from gossamer.train.callback import Progress
 from gossamer.train.config import FitConfig
 from gossamer.train.fit import fit
@@ -85,6 +85,13 @@ class Bench:
         """What the task finds in each example, by the base with a delta on it."""
         with applied(self.model, delta):
             return self.look(examples)
+
+    def answer(self, delta: Delta, examples: Examples) -> list[dict[str, Any]]:
+        """The task's answers, by the base with a delta on it: found in a forward, or generated."""
+        if isinstance(self.task, Responds):
+            with applied(self.model, delta):
+                return self.task.respond(self.model, self.tokenizer, examples)
+        return self.task.answers(self.run(delta, examples), examples)
 
     def look(self, examples: Examples) -> list[Any]:
         """What the task finds in each example, by the model as it stands."""
