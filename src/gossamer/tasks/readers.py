@@ -22,7 +22,12 @@ SUFFIXES = {  # kind of file → what its names end in
     "squad": (".json",),
     "text": (".txt",),
 }
-READERS = {"columns": "columns", "conllu": "treebank", "squad": "squad", "text": "texts"}  # kind → the file whose `read` reads it
+READERS = {
+    "columns": "columns",
+    "conllu": "treebank",
+    "squad": "squad",
+    "text": "texts",
+}  # kind → the file whose `read` reads it
 
 
 def read(source: str, formats: Sequence[str] = ("table",)) -> Table:
