@@ -59,7 +59,7 @@ def write(task: str, path: Path, seed: int) -> Path:
 def base(task: str, folder: Path) -> Path:
     if task == "generate":
         GPT2LMHeadModel(
-            GPT2Config(vocab_size=95, n_embd=16, n_layer=2, n_head=2, n_positions=40, bos_token_id=2, eos_token_id=3,
+            GPT2Config(vocab_size=95, n_embd=16, n_layer=2, n_head=2, n_positions=128, bos_token_id=2, eos_token_id=3,
                        pad_token_id=0)
         ).save_pretrained(folder)  # fmt: skip
         made = tokenizer()

@@ -57,7 +57,7 @@ def predict(
 
     loaded, bench = open_delta(delta, base)
     fields: tuple[str, ...] = getattr(bench.task, "fields", ())
-    table = bench.read(str(data)) if text is None else asked(fields, text, pair)
+    table = bench.read(str(data)) if text is None else asked(fields, text, pair, least=getattr(bench.task, "least", len(fields)))
     examples = bench.task.encode(bench.tokenizer, table, labelled=False)
     answers = bench.answer(loaded, examples)
     shown = [name for name in fields if name in table]
@@ -78,16 +78,16 @@ def predict(
             console.print(f"[bold]{escape(said(answer))}[/]  {escape(told)}".rstrip(), highlight=False)
 
 
-def asked(fields: tuple[str, ...], text: list[str], pair: list[str] | None) -> dict[str, list[Any]]:
-    """The table of what was asked on the command line."""
+def asked(fields: tuple[str, ...], text: list[str], pair: list[str] | None, *, least: int) -> dict[str, list[Any]]:
+    """The table of what was asked on the command line; `least` columns at least."""
     columns = [text, *([pair] if pair else [])]
     if not 1 <= len(fields) <= 2:
         raise BadPlan(f"this task reads {' and '.join(fields) or 'more than texts'}: give a file, --data")
-    if len(columns) != len(fields) or len({len(column) for column in columns}) != 1:
+    if not least <= len(columns) <= len(fields) or len({len(column) for column in columns}) != 1:
         raise BadPlan(
             f"this task reads {' and '.join(fields)}: give --text{' and as many --pair' if len(fields) > 1 else ' alone'}"
         )
-    return dict(zip(fields, columns, strict=True))
+    return dict(zip(fields, columns, strict=False))
 
 
 def said(answer: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """classify: one text, a pair, or more → one of some labels, or a number (regression).
 
 The first text column is the first segment; all others are the second, joined with the separator token. Where the data
-name two spans of the text (WSC), they are marked in it: see `spans.py`.
+name two spans of the text (WSC), they are marked in it: see `marks.py`.
 """
 
 from __future__ import annotations

@@ -44,6 +44,7 @@ class Embed:
     normalized: bool = True
     name: str = "embed"
     falling: ClassVar[tuple[str, ...]] = ()
+    least: ClassVar[int] = 1  # of two texts `predict` may be given one
     formats: ClassVar[tuple[str, ...]] = ("table",)
 
     @classmethod

@@ -42,7 +42,7 @@ ALIASES = {  # the Hub's pipeline tags
 class Task(Protocol):
     """A task, settled on training data: which columns, which labels, which metric. Its fields are plain JSON.
 
-    A class may also have `fields`, the columns of text that `predict` takes as --text and --pair, and what
+    A class may also have `fields`, the columns of text that `predict` takes as --text and --pair (`least` of them), and what
     `Writes` says.
     """
 
