@@ -60,7 +60,7 @@ def test_a_model_scores_each_pair_by_itself(tmp_path: Path) -> None:
     found = outputs(model, examples, task.collate(tokenizer()), task.found)
     for example, scores in zip(examples, found, strict=True):
         for i in range(2):
-            alone = {n: torch.tensor([[example[n][i]]]) for n in ("input_ids", "attention_mask", "token_type_ids")}
+            alone = {n: torch.tensor([[example[n][i]]]) for n in ("input_ids", "attention_mask")}
             assert float(model(**alone).logits) == pytest.approx(float(scores[i]), abs=1e-5)
     answers = task.answers(found, examples)
     assert [answer["choice"] for answer in answers] == [
