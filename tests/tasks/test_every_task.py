@@ -83,6 +83,8 @@ def test_from_file_to_answers(task: str, method: str, tmp_path: Path) -> None:
     table = bench.read(str(held_out))
     examples = bench.task.encode(bench.tokenizer, table)
     assert bench.score(delta, examples) == pytest.approx(dict(result.scores), rel=1e-4, abs=1e-6)
+    if task == "mask":  # asks for one word of each line
+        table = {"text": [f"{text} [MASK]" for text in table["text"]]}
     answers = bench.answer(delta, bench.task.encode(bench.tokenizer, table, labelled=False))
     assert len(answers) == size(table)
     assert json.loads(json.dumps(answers)) == answers

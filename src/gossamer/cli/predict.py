@@ -57,7 +57,11 @@ def predict(
 
     loaded, bench = open_delta(delta, base)
     fields: tuple[str, ...] = getattr(bench.task, "fields", ())
-    table = bench.read(str(data)) if text is None else asked(fields, text, pair, least=getattr(bench.task, "least", len(fields)))
+    table = (
+        bench.read(str(data))
+        if text is None
+        else asked(fields, text, pair, least=getattr(bench.task, "least", len(fields)))
+    )
     examples = bench.task.encode(bench.tokenizer, table, labelled=False)
     answers = bench.answer(loaded, examples)
     shown = [name for name in fields if name in table]
