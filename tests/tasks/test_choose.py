@@ -61,7 +61,7 @@ def test_a_model_scores_each_pair_by_itself(tmp_path: Path) -> None:
     for example, scores in zip(examples, found, strict=True):
         for i in range(2):
             alone = {n: torch.tensor([[example[n][i]]]) for n in ("input_ids", "attention_mask")}
-            assert model(**alone.item().logits) == pytest.approx(float(scores[i]), abs=1e-5)
+            assert model(**alone).logits.item() == pytest.approx(float(scores[i]), abs=1e-5)
     answers = task.answers(found, examples)
     assert [answer["choice"] for answer in answers] == [
         e["_choices"][int(s.argmax())] for e, s in zip(examples, found, strict=True)
