@@ -56,7 +56,7 @@ def test_columns_between_and_lines(tmp_path: Path) -> None:
         ("a X\n# no comment here\n", "line 2: 4 columns"),
         ("a\tX\nNew York\n", "line 2: 1 columns"),
         ("a\tX\n\tY\n", "line 2: column 1 is empty"),
-        (b"a X\ncaf\xe9 Y\n", "line 2: byte 0xe9 is not UTF-8"),
+        (b"a X\ncaf\xe9 Y\n", "line 2: byte 0xe9 .*is not UTF-8"),
         ("a X\n".encode("utf-16"), "UTF-16"),
         ("", "no sentences"),
         ("# nothing\n# but comments\n\n-DOCSTART- O\n", "no sentences"),

@@ -17,10 +17,14 @@ def lines(path: str | Path) -> Iterator[tuple[int, str]]:
     """(number from 1, text without line end) of each line; the file is read as it is asked for.
 
     Raises:
-        BadData: bytes that are no UTF-8, with file, line and byte.
+        BadData: no file that can be read, or bytes that are no UTF-8, with file, line and byte.
     """
     number = at = 0  # lines so far, and the place of the first byte of the present one
-    with Path(path).open("rb") as file:
+    try:
+        opened = Path(path).open("rb")
+    except OSError as error:
+        raise BadData(f"{path} cannot be read: {error.strerror}; give a text file") from None
+    with opened as file:
         for raw in file:
             body = raw.removesuffix(b"\n").removesuffix(b"\r")
             for part in body.split(b"\r"):
