@@ -8,11 +8,27 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import apply, file, kernel, lt_sft, memory, scale, scaling, selection, startup, state, step, topk
+from benchmarks import (
+    apply,
+    file,
+    kernel,
+    lt_sft,
+    memory,
+    parse,
+    scale,
+    scaling,
+    selection,
+    startup,
+    state,
+    step,
+    tasks,
+    topk,
+)
 from benchmarks.common import Figure, setting, table, write
 
 TOPICS = {"step": step, "kernel": kernel, "memory": memory, "state": state, "scaling": scaling, "file": file, "apply": apply,
-          "topk": topk, "selection": selection, "startup": startup, "lt_sft": lt_sft, "scale": scale}  # fmt: skip
+          "topk": topk, "selection": selection, "startup": startup, "lt_sft": lt_sft, "scale": scale, "tasks": tasks,
+          "parse": parse}  # fmt: skip
 
 
 def main() -> None:

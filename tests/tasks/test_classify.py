@@ -74,12 +74,28 @@ def test_bad_plans() -> None:
     table = {"text": ["a", "b"], "label": ["x", "y"]}
     with pytest.raises(BadPlan, match="expected one of accuracy"):
         plan(table, metric="bleu")
-    with pytest.raises(BadPlan, match="one text column or two"):
-        plan({**table, "t": ["", ""], "u": ["", ""]}, fields=("text", "t", "u"))
+    with pytest.raises(BadPlan, match="named twice"):
+        plan(table, fields=("text", "text"))
+    with pytest.raises(BadPlan, match="classify takes no choices and no colour; it takes fields, label"):
+        plan_task("text-classification", table, choices=["a"], colour=1, label=None)
     with pytest.raises(BadPlan, match="unknown task"):
         plan_task("juggle", table)
     with pytest.raises(BadPlan, match="upgrade"):
         read_task({"name": "juggle"})
+
+
+def test_more_than_two_fields_are_joined_in_the_second_segment() -> None:
+    table = {"a": ["w1"] * 2, "b": ["w2"] * 2, "c": ["w3"] * 2, "label": ["x", "y"]}
+    task = plan(table, fields=("a", "b", "c"))
+    assert task.encode(tokenizer(), table)[0]["input_ids"] == [2, 6, 3, 7, 3, 8, 3]
+    assert read_task(task.describe()) == task
+
+
+def test_a_description_of_an_earlier_version_opens() -> None:
+    old = {"fields": ["text"], "label": "label", "labels": ["a", "b"], "metric": "accuracy", "max_length": 128,
+           "usual": "a", "name": "classify"}  # fmt: skip
+    task = read_task(old)
+    assert {**task.describe(), "fields": ["text"], "labels": ["a", "b"]} == old, "and none that has no spans says so"
 
 
 def test_encoding_and_unseen_labels() -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from gossamer.cli.output import Flag, console, emit, notes, quiet, table
+from gossamer.cli.output import Flag, console, emit, listed, mapped, notes, quiet, table
 from gossamer.errors import GossamerError
 from gossamer.train.plan import Fit
 
@@ -33,6 +33,8 @@ def compare(
     label: str | None = None,
     metric: str | None = None,
     max_length: int | None = None,
+    labels: str | None = None,
+    columns: str | None = None,
     train_limit: int | None = None,
     epochs: float | None = None,
     steps: int | None = None,
@@ -76,15 +78,21 @@ def compare(
     match
         Another method whose number of trained weights it shall be: lora:8, pfeiffer:16, houlsby:16, bitfit.
     task
-        `classify` (alias `text-classification`): labels, or numbers (regression). Default: classify.
+        What to learn: classify, choose, tag, parse, answer, mask, generate or embed, or the Hub's name of it
+        (text-classification, …). Default: classify.
     fields
-        The text column, or two, separated by a comma. Default: found from the data.
+        The text columns, separated by commas. Default: found from the data.
     label
         The label column. Default: found from the data.
     metric
-        What decides: accuracy, f1, accuracy_f1, matthews; for numbers pearson_spearman, pearson, spearman.
+        What decides, of the task's scores; for classify accuracy, f1, accuracy_f1, matthews, and for numbers
+        pearson_spearman, pearson, spearman.
     max_length
-        Longest input in tokens; longer ones are cut. Default: 128.
+        Longest input in tokens. Default: the task's.
+    labels
+        The labels to learn, separated by commas. Default: those of the training data.
+    columns
+        Which columns of the data the task's are, as label=y,text=sentence.
     train_limit
         Train on this many examples only: the first of one fixed shuffle, the same for every method and seed.
     epochs
@@ -112,15 +120,15 @@ def compare(
 
     settings: dict[str, Any] = {
         "base": base, "train": train, "eval": eval, "density": density, "k": k, "match": match, "task": task, "label": label,
-        "fields": None if fields is None else tuple(fields.split(",")), "metric": metric, "max_length": max_length,
-        "train_limit": train_limit, "epochs": epochs, "steps": steps, "batch_size": batch_size, "precision": precision,
-        "save_steps": save_steps,
+        "fields": listed(fields), "labels": listed(labels), "columns": mapped(columns), "metric": metric,
+        "max_length": max_length, "train_limit": train_limit, "epochs": epochs, "steps": steps, "batch_size": batch_size, 
+        "precision": precision, "save_steps": save_steps,
     }  # fmt: skip
     quiet()
     planned = plan(settings, methods=methods, out=out, seeds=seeds, lr_grid=lr_grid, test=test, every=all, least=least)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.1f}/{task.total:.0f}"),
-               TimeElapsedColumn(), TimeRemainingColumn(elapsed_when_finished=True))  # fmt: skip
-    with Progress(*columns, console=notes, refresh_per_second=4 if sys.stderr.isatty() else 0.1) as bar:
+    shown = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.1f}/{task.total:.0f}"),
+             TimeElapsedColumn(), TimeRemainingColumn(elapsed_when_finished=True))  # fmt: skip
+    with Progress(*shown, console=notes, refresh_per_second=4 if sys.stderr.isatty() else 0.1) as bar:
         cells = Cells(bar)
         found = run(planned, keep=keep, watch=cells)
     if cells.known:

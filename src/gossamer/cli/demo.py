@@ -90,7 +90,8 @@ def demo(
                         ["", task.metric, "trained weights (without head)", "file", "time"], rows))  # fmt: skip
 
     again = load(path)
-    answers = task.answers(bench.run(again, task.encode(bench.tokenizer, {"text": list(SENTENCES)}, labelled=False)))
+    asked = task.encode(bench.tokenizer, {"text": list(SENTENCES)}, labelled=False)
+    answers = task.answers(bench.run(again, asked), asked)
     for sentence, answer in zip(SENTENCES, answers, strict=True):
         console.print(f"  [bold]{answer['label']}[/] ({answer['probability']:.2f})  {sentence}", highlight=False)
     same = all(torch.equal(a, b) for a, b in zip(before, _bits(bench.model), strict=True))

@@ -28,18 +28,14 @@ def eval(
         Print the scores as JSON.
     """
     quiet()
-    from gossamer.tasks.readers import read
+    from gossamer.tasks.readers import size
     from gossamer.train.job import open_delta
 
-    table = read(data)
     loaded, bench = open_delta(delta, base)
+    table = bench.read(data)
     examples = bench.task.encode(bench.tokenizer, table)
     scores, baseline = bench.score(loaded, examples), bench.task.baseline(examples)
     if json:
-        emit(
-            {"scores": dict(scores), "baseline": dict(baseline), "metric": bench.task.metric, "examples": len(examples)}
-        )
+        emit({"scores": dict(scores), "baseline": dict(baseline), "metric": bench.task.metric, "examples": size(table)})
     else:
-        console.print(
-            scores_table(f"{delta} on {data}, {len(examples):,} examples", scores, baseline, bench.task.metric)
-        )
+        console.print(scores_table(f"{delta} on {data}, {size(table):,} examples", scores, baseline, bench.task.metric))

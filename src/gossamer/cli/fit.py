@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from gossamer.cli.output import Flag, console, emit, notes, progress, quiet, scores_table, size
+from gossamer.cli.output import Flag, console, emit, listed, mapped, notes, progress, quiet, scores_table, size
 
 
 def fit(
@@ -23,6 +23,8 @@ def fit(
     label: str | None = None,
     metric: str | None = None,
     max_length: int | None = None,
+    labels: str | None = None,
+    columns: str | None = None,
     method: str | None = None,
     density: float | None = None,
     k: int | None = None,
@@ -53,13 +55,14 @@ def fit(
     Parameters
     ----------
     overrides
-        Settings as name=value, with dots for what lies inside: `options.rounds=2`.
+        Settings as name=value, with dots for what lies inside: `options.rounds=2` of the method, `task_options.…=…` of
+        the task.
     recipe
         A YAML file of the same settings as the flags below (with _ for -); flags win over it.
     base
         The frozen base: a Hub id, a directory, or `minilm`.
     train
-        Training data: .csv, .tsv, .jsonl, .json, .parquet, or name:split of the Hub.
+        Training data: .csv, .tsv, .jsonl, .json, .parquet, name:split of the Hub, or what else the task reads.
     eval
         Held-out data: scores after training, and the best epoch is kept.
     train_limit
@@ -67,15 +70,21 @@ def fit(
     out
         The delta's file, ending in .safetensors.
     task
-        `classify` (alias `text-classification`): labels, or numbers (regression). Default: classify.
+        What to learn: classify, choose, tag, parse, answer, mask, generate or embed, or the Hub's name of it
+        (text-classification, …). Default: classify.
     fields
-        The text column, or two, separated by a comma. Default: found from the data.
+        The text columns, separated by commas. Default: found from the data.
     label
         The label column. Default: found from the data.
     metric
-        What decides: accuracy, f1, accuracy_f1, matthews; for numbers pearson_spearman, pearson, spearman.
+        What decides, of the task's scores; for classify accuracy, f1, accuracy_f1, matthews, and for numbers
+        pearson_spearman, pearson, spearman.
     max_length
-        Longest input in tokens; longer ones are cut. Default: 128.
+        Longest input in tokens. Default: the task's.
+    labels
+        The labels to learn, separated by commas: PER,ORG,LOC. Default: those of the training data.
+    columns
+        Which columns of the data the task's are, as label=y,text=sentence.
     method
         See `gossamer methods`. Default: lt-sft.
     density
@@ -131,8 +140,9 @@ def fit(
     from gossamer.train.config import gather
 
     options = {name: flags.pop(name) for name in ("rounds", "l1")}
-    for name in ("fields", "exclude"):
-        flags[name] = None if flags[name] is None else tuple(flags[name].split(","))
+    for name in ("fields", "labels", "exclude"):
+        flags[name] = listed(flags[name])
+    flags["columns"] = mapped(flags["columns"])
     for name in ("resume", "force"):
         flags[name] = flags[name] or None  # so that a recipe may say it
     given = [f"options.{name}={value}" for name, value in options.items() if value is not None]

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from gossamer.cli.output import Flag, console, quiet
-from gossamer.errors import Clash
+from gossamer.errors import BadPlan, Clash
 
 
 def merge(
@@ -38,6 +38,10 @@ def merge(
     from gossamer.train.job import open_delta
 
     loaded, bench = open_delta(delta, base)
+    if not hasattr(bench.model, "save_pretrained"):
+        raise BadPlan(
+            f"task {bench.task.name} has a head of its own, which a model directory cannot hold; predict with the delta"
+        )
     write(bench.model, loaded)
     beside = out.with_name(f".{out.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from gossamer.errors import BadPlan
 from gossamer.train.plan import Fit
 
 Flag = Annotated[bool, Parameter(negative=())]  # --name, without a --no-name
@@ -24,6 +25,21 @@ notes = Console(stderr=True, soft_wrap=True)  # progress and remarks, so that re
 def emit(facts: Any) -> None:
     """Prints facts as JSON."""
     print(json.dumps(facts, indent=2, ensure_ascii=False))
+
+
+def listed(text: str | None) -> tuple[str, ...] | None:
+    """The parts of a flag like `a,b`; None where it was not given."""
+    return None if text is None else tuple(part.strip() for part in text.split(","))
+
+
+def mapped(text: str | None) -> dict[str, str] | None:
+    """The pairs of a flag like `label=y,text=sentence`; None where it was not given."""
+    if text is None:
+        return None
+    pairs = [part.strip().split("=") for part in text.split(",")]
+    if any(len(pair) != 2 or not all(pair) for pair in pairs) or len({pair[0] for pair in pairs}) < len(pairs):
+        raise BadPlan(f"columns={text!r}: expected the task's columns and yours, each once, as label=y,text=sentence")
+    return dict(pairs)
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json as js
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +11,7 @@ from cyclopts import Parameter
 from rich.markup import escape
 
 from gossamer.cli.output import Flag, console, emit, quiet
-from gossamer.errors import BadPlan
+from gossamer.errors import BadPlan, Clash
 
 
 def predict(
@@ -18,7 +20,9 @@ def predict(
     text: Annotated[list[str] | None, Parameter(negative=())] = None,
     pair: Annotated[list[str] | None, Parameter(negative=())] = None,
     data: str | None = None,
+    out: Path | None = None,
     base: str | None = None,
+    force: Flag = False,
     json: Flag = False,
 ) -> None:
     """Answer for texts given here or in a file.
@@ -32,34 +36,76 @@ def predict(
     pair
         The second text of each pair, where the task has two.
     data
-        A file with the task's text columns; labels are not needed.
+        A file with the task's columns; labels are not needed.
+    out
+        Write the answers to this file: in the task's own format (parse: CoNLL-U), else one JSON object a line.
     base
         The base, where it is no longer where the delta was trained.
+    force
+        Overwrite an existing --out.
     json
         Print the answers as JSON.
     """
     if (text is None) == (data is None):
         raise BadPlan("give --text (again for more) or --data, one of the two")
+    if out is not None and out.exists() and not force:
+        raise Clash(f"{out} exists; choose another --out, or overwrite it with --force")
     quiet()
-    from gossamer.tasks.readers import read
+    from gossamer.tasks.readers import size
+    from gossamer.tasks.task import Writes
     from gossamer.train.job import open_delta
 
     loaded, bench = open_delta(delta, base)
-    fields = bench.task.describe()["fields"]
-    if text is not None:
-        columns = [text, *([pair] if pair else [])]
-        if len(columns) != len(fields) or len({len(column) for column in columns}) != 1:
-            raise BadPlan(
-                f"this task reads {' and '.join(fields)}: give --text{' and as many --pair' if len(fields) > 1 else ' alone'}"
-            )
-        table: dict[str, list[Any]] = dict(zip(fields, columns, strict=True))
-    else:
-        table = read(str(data))
-    answers = bench.task.answers(bench.run(loaded, bench.task.encode(bench.tokenizer, table, labelled=False)))
-    rows = [dict(zip(fields, given, strict=True)) for given in zip(*(table[name] for name in fields), strict=True)]
-    if json:
+    fields: tuple[str, ...] = getattr(bench.task, "fields", ())
+    table = (
+        bench.read(str(data))
+        if text is None
+        else asked(fields, text, pair, least=getattr(bench.task, "least", len(fields)))
+    )
+    examples = bench.task.encode(bench.tokenizer, table, labelled=False)
+    answers = bench.answer(loaded, examples)
+    shown = [name for name in fields if name in table]
+    rows = [{name: table[name][row] for name in shown} for row in range(size(table))]
+    if out is not None:
+        own = isinstance(bench.task, Writes)
+        lines = (
+            js.dumps({**given, **answer}, ensure_ascii=False) + "\n"
+            for given, answer in zip(rows, answers, strict=True)
+        )
+        out.write_text(bench.task.write(answers, table) if own else "".join(lines), "utf-8")  # type: ignore[attr-defined]
+        console.print(f"{out}: {len(answers):,} answers", highlight=False)
+    elif json:
         emit([{**given, **answer} for given, answer in zip(rows, answers, strict=True)])
-        return
-    for given, answer in zip(rows, answers, strict=True):
-        said = f"{answer['value']:.3f}" if "value" in answer else f"{answer['label']} ({answer['probability']:.2f})"
-        console.print(f"[bold]{escape(said)}[/]  {escape(' · '.join(given.values()))}", highlight=False)
+    else:
+        for given, answer in zip(rows, answers, strict=True):
+            told = " · ".join(str(value) for value in given.values())
+            console.print(f"[bold]{escape(said(answer))}[/]  {escape(told)}".rstrip(), highlight=False)
+
+
+def asked(fields: tuple[str, ...], text: list[str], pair: list[str] | None, *, least: int) -> dict[str, list[Any]]:
+    """The table of what was asked on the command line; `least` columns at least."""
+    columns = [text, *([pair] if pair else [])]
+    if not 1 <= len(fields) <= 2:
+        raise BadPlan(f"this task reads {' and '.join(fields) or 'more than texts'}: give a file, --data")
+    if not least <= len(columns) <= len(fields) or len({len(column) for column in columns}) != 1:
+        raise BadPlan(
+            f"this task reads {' and '.join(fields)}: give --text{' and as many --pair' if len(fields) > 1 else ' alone'}"
+        )
+    return dict(zip(fields, columns, strict=False))
+
+
+def said(answer: Mapping[str, Any]) -> str:
+    """An answer in a line."""
+    if answer.keys() == {"value"}:
+        return f"{answer['value']:.3f}"
+    if answer.keys() == {"label", "probability"}:
+        return f"{answer['label']} ({answer['probability']:.2f})"
+    return " · ".join(_part(value) for value in answer.values() if value not in (None, "", []))
+
+
+def _part(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    if isinstance(value, list):
+        return " ".join(_part(one) for one in value)
+    return value if isinstance(value, str) else js.dumps(value, ensure_ascii=False)

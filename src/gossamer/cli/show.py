@@ -125,13 +125,11 @@ def show(
     if facts["natural_density"] is not None:
         lines.append(("before projection", f"{facts['natural_density']:.3%} of the weights expected to change"))
     if task:
-        labels = task.get("labels")
-        says = (
-            f"{len(labels)} labels ({', '.join(labels[:8])}{', …' if len(labels) > 8 else ''})"
-            if labels
-            else "a number"
-        )
-        lines.append(("task", f"{task['name']}: {' + '.join(task['fields'])} → {says}"))
+        labels = list(task.get("labels") or [])
+        says = f"{len(labels)} labels ({', '.join(labels[:8])}{', …' if len(labels) > 8 else ''})" if labels else ""
+        number = "a number" if task["name"] == "classify" else ""
+        goal = " → ".join(part for part in (" + ".join(task.get("fields") or []), says or number) if part)
+        lines.append(("task", f"{task['name']}: {goal}" if goal else task["name"]))
     if facts["on"]:
         lines.append(("on top of", ", ".join(part["file"] for part in facts["on"])))
     for name, value in lines:

@@ -26,8 +26,9 @@ from gossamer.errors import GossamerError
 from gossamer.study.ledger import Cell
 from gossamer.study.memory import peak_memory
 from gossamer.tasks.readers import Table
+from gossamer.tasks.task import settings_of
 from gossamer.train.callback import Progress
-from gossamer.train.config import FitConfig
+from gossamer.train.config import TASK_SETTINGS, FitConfig
 from gossamer.train.job import open_delta, run_fit
 from gossamer.train.plan import row_of, settle
 
@@ -50,7 +51,11 @@ def name(config: FitConfig, data: str, base: str) -> str:
     told = {
         n: v for n, v in config.facts().items() if v is not None and n not in ("base", "train", "eval", "train_limit")
     }
-    facts = {**told, "options": settle(row, config.options), "phases": [asdict(phase) for phase in row.phases],
+    defaults = {n: v for n, v in settings_of(config.task).items() if v is not None}
+    flags, more = ({n: v for n, v in defaults.items() if (n in TASK_SETTINGS) is flag} for flag in (True, False))
+    if more | config.task_options:
+        told["task_options"] = more | config.task_options
+    facts = {**flags, **told, "options": settle(row, config.options), "phases": [asdict(phase) for phase in row.phases],
              "data": data, "base digest": base, "gossamer": importlib.metadata.version("gossamer")}  # fmt: skip
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 

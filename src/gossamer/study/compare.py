@@ -17,6 +17,7 @@ from functools import partial
 from typing import Protocol
 
 from gossamer.delta.apply import Stack
+from gossamer.errors import BadPlan
 from gossamer.study.cell import digest, name, run_cell
 from gossamer.study.grid import Entry
 from gossamer.study.ledger import Cell, Ledger
@@ -75,8 +76,9 @@ def compare(planned: Plan, *, keep: bool = False, watch: Watch | None = None) ->
     first = planned.config(planned.entries[0], 1.0, 0)
     train, held, test = (planned.tables[part] for part in ("train", "eval", "test"))
     assert train is not None and held is not None
-    task = plan_task(first.task, train, fields=first.fields, label=first.label, metric=first.metric,
-                     max_length=first.max_length)  # fmt: skip
+    task = plan_task(first.task, train, **first.task_settings())
+    if task.metric in task.falling:
+        raise BadPlan(f"{task.metric} is better when smaller, and comparisons need a metric that grows; give --metric")
     bench = Bench.set_up(task, first.base)
     encoded = {part: task.encode(bench.tokenizer, table) for part, table in planned.tables.items() if table is not None}
     for entry in planned.entries:

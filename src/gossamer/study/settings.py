@@ -10,7 +10,8 @@ from typing import Any
 
 from gossamer.errors import BadData, BadPlan
 from gossamer.study.grid import Entry, Rates, distinct, read_entries, read_rates
-from gossamer.tasks.readers import Table, read, subset
+from gossamer.tasks.readers import Table, read, renamed, subset
+from gossamer.tasks.task import task_class
 from gossamer.train.config import FitConfig, gather
 
 
@@ -80,10 +81,14 @@ def plan(
         except BadPlan as error:
             mistakes += [line.removeprefix("  · ") for line in str(error).splitlines()[1:]]
     tables: dict[str, Table | None] = {"train": None, "eval": None, "test": None}
+    columns = told.get("columns", {})
     for part, source in {"train": told.get("train"), "eval": told.get("eval"), "test": test}.items():
         if source is not None:
             try:
-                tables[part] = read(source)
+                formats = task_class(told.get("task", "classify")).formats
+                tables[part] = renamed(read(source, formats), columns, source)
+            except BadPlan:
+                pass  # no such task, which was said above
             except BadData as error:
                 mistakes.append(f"{part}: {error}")
     if mistakes:

@@ -1,16 +1,22 @@
-"""classify: one text or a pair → one of some labels, or a number (regression)."""
+"""classify: one text, a pair, or more → one of some labels, or a number (regression).
+
+The first text column is the first segment; all others are the second, joined with the separator token. Where the data
+name two spans of the text (WSC), they are marked in it: see `marks.py`.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from gossamer.errors import BadData, BadFile, BadPlan
+from gossamer.tasks.infer import shown
+from gossamer.tasks.marks import has_spans, marked
 from gossamer.tasks.pretrained import load_model
 from gossamer.tasks.readers import Table, size
 
@@ -24,7 +30,7 @@ NUMBER_METRICS = ("pearson_spearman", "pearson", "spearman")
 
 @dataclass(frozen=True)
 class Classify:
-    """A settled task. `labels` None means regression. `metric` is the one that decides."""
+    """A settled task. `labels` None means regression. `metric` is the one that decides. `spans`: two are marked."""
 
     fields: tuple[str, ...]
     label: str
@@ -33,6 +39,9 @@ class Classify:
     max_length: int = 128
     usual: str | float | None = None  # training's most frequent label, or its mean: what the baseline answers
     name: str = "classify"
+    spans: bool = False
+    formats: ClassVar[tuple[str, ...]] = ("table",)
+    falling: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def plan(
@@ -49,11 +58,12 @@ class Classify:
         Labels that are numbers with a fraction somewhere, or a `metric` of numbers, mean regression.
         """
         label = label or next((name for name in LABELS if name in train), "label")
+        spans = has_spans(train)
         found = tuple(fields) if fields else _text_fields(train, label)
         for name in (*found, label):
             _column(train, name)
-        if not 1 <= len(found) <= 2:
-            raise BadPlan(f"classify takes one text column or two; got {list(found)}")
+        if len(set(found)) < len(found):
+            raise BadPlan(f"fields={','.join(found)}: a text column is named twice; name each once")
         number = metric in NUMBER_METRICS or _fractional(_column(train, label))
         labels = None if number else tuple(sorted(set(_names(train, label)), key=_natural))
         allowed = NUMBER_METRICS if number else METRICS
@@ -64,7 +74,7 @@ class Classify:
         if labels is not None and len(labels) == 1:
             raise BadData(f"every example has the label {labels[0]!r}; at least two different labels are needed")
         usual = float(np.mean(_numbers(train, label))) if number else Counter(_names(train, label)).most_common(1)[0][0]
-        return cls(found, label, labels, metric or allowed[0], max_length, usual)
+        return cls(found, label, labels, metric or allowed[0], max_length, usual, spans=spans)
 
     @classmethod
     def read(cls, description: Mapping[str, Any]) -> Classify:
@@ -80,7 +90,7 @@ class Classify:
 
     def describe(self) -> dict[str, Any]:
         """Plain JSON, for the delta's file."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "spans" or value}
 
     def build(self, base: str, seed: int) -> tuple[nn.Module, list[str]]:
         """A sequence classifier over the base, and the names of its head's parameters."""
@@ -95,6 +105,11 @@ class Classify:
     def encode(self, tokenizer: Any, table: Table, *, labelled: bool = True) -> list[dict[str, Any]]:
         """Examples for the model: input ids, …, and `labels` if labelled."""
         texts = [[_text(value, name, row) for row, value in enumerate(_column(table, name))] for name in self.fields]
+        if self.spans:
+            texts[0] = marked(table, self.fields[0])
+        if len(texts) > 2:
+            between = f" {tokenizer.sep_token} " if tokenizer.sep_token else " "
+            texts[1:] = [[between.join(parts) for parts in zip(*texts[1:], strict=True)]]
         columns = dict(tokenizer(*texts, truncation=True, max_length=self.max_length))
         if labelled:
             columns["labels"] = self._targets(table)
@@ -113,8 +128,20 @@ class Classify:
                 )
         return [index[name] for name in names]
 
-    def scores(self, outputs: np.ndarray, encoded: list[dict[str, Any]]) -> dict[str, float]:
-        """Every metric of this kind of task; `outputs` is [n, labels], or [n, 1] for a number."""
+    def collate(self, tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
+        """Pads to the longest of a batch."""
+        from transformers import DataCollatorWithPadding
+
+        pad = DataCollatorWithPadding(tokenizer)
+        return lambda examples: pad([shown(example) for example in examples])
+
+    def found(self, output: Any, batch: Mapping[str, Tensor]) -> list[np.ndarray]:
+        """The logits of each example, float32 [labels], or [1] for a number."""
+        return list(output.logits.float().cpu().numpy())
+
+    def scores(self, found: Sequence[np.ndarray], encoded: list[dict[str, Any]]) -> dict[str, float]:
+        """Every metric of this kind of task; `found` is n arrays [labels], or [1] for a number."""
+        outputs = np.stack(found)
         gold = np.array([example["labels"] for example in encoded])
         if self.labels is None:
             return _number_scores(outputs.reshape(-1).astype(float), gold)
@@ -123,13 +150,14 @@ class Classify:
     def baseline(self, encoded: list[dict[str, Any]]) -> dict[str, float]:
         """The scores of always answering with training's most frequent label (or its mean)."""
         if self.labels is None:
-            return self.scores(np.full((len(encoded), 1), float(self.usual or 0.0)), encoded)
+            return self.scores(list(np.full((len(encoded), 1), float(self.usual or 0.0))), encoded)
         outputs = np.zeros((len(encoded), len(self.labels)))
         outputs[:, self.labels.index(str(self.usual))] = 1.0
-        return self.scores(outputs, encoded)
+        return self.scores(list(outputs), encoded)
 
-    def answers(self, outputs: np.ndarray) -> list[dict[str, Any]]:
+    def answers(self, found: Sequence[np.ndarray], encoded: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """One readable answer an example: the label and its probability, or the number."""
+        outputs = np.stack(found)
         if self.labels is None:
             return [{"value": float(value)} for value in outputs.reshape(-1)]
         odds = np.exp(outputs - outputs.max(-1, keepdims=True))

@@ -59,6 +59,7 @@ def load_model(auto_class: Any, base: str, seed: int, **settings: Any) -> tuple[
         raise BadPlan(
             f"no model could be loaded from {base!r}: {_first_line(error)}; give a Hub id, a directory, or minilm"
         ) from error
+    model.accepts_loss_kwargs = False  # its loss is a mean over the batch, which Trainer must divide by accumulation
     here = dict(model.named_parameters())
     fresh = {name for name in facts["missing_keys"] if name in here}
     return model, sorted(fresh | outer_parameters(model).keys())

@@ -5,32 +5,84 @@ from __future__ import annotations
 import csv
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from gossamer.errors import BadData
+from gossamer.tasks.lines import lines
 
 Table = dict[str, list[Any]]  # all lists of one length
 _SEPARATED = {".csv": ",", ".tsv": "\t"}
+SUFFIXES = {  # kind of file → what its names end in
+    "table": (".csv", ".tsv", ".jsonl", ".json", ".parquet"),
+    "columns": (".txt", ".conll", ".iob", ".iob2", ".bio"),
+    "conllu": (".conllu",),
+    "squad": (".json",),
+    "text": (".txt",),
+}
+READERS = {
+    "columns": "columns",
+    "conllu": "treebank",
+    "squad": "squad",
+    "text": "texts",
+}  # kind → the file whose `read` reads it
 
 
-def read(source: str) -> Table:
-    """Reads .csv, .tsv, .jsonl, .json, .parquet, or ``name[:config]:split`` from the Hub through `datasets`.
+def read(source: str, formats: Sequence[str] = ("table",)) -> Table:
+    """Reads a file by its suffix and the kinds that a task takes, or ``name[:config]:split`` of the Hub.
+
+    Args:
+        source: a path, or a data set of the Hub, which is always a table.
+        formats: of "table" (.csv, .tsv, .jsonl, .json, .parquet), "columns" (.txt, .conll, .iob, …: a word a line),
+            "conllu", "squad" (.json) and "text" (.txt: a text a line); the first that takes the suffix reads.
 
     Raises:
         BadData: no such file, not in its format (with the line), no rows.
     """
     path = Path(source)
+    suffix = path.suffix.lower()
+    expected = ", ".join(dict.fromkeys(end for kind in formats for end in SUFFIXES[kind]))
     if path.is_file():
-        table = _read_file(path)
-    elif path.suffix in {*_SEPARATED, ".jsonl", ".json", ".parquet"} or path.exists():
-        raise BadData(f"{source} is not a file; expected .csv, .tsv, .jsonl, .json, .parquet, or name:split of the Hub")
+        kind = next((kind for kind in formats if suffix in SUFFIXES[kind]), None)
+        if kind is None:
+            raise BadData(f"{path}: unknown kind {path.suffix!r}; expected {expected}")
+        table = _read_file(path, kind)
+    elif any(suffix in ends for ends in SUFFIXES.values()) or path.exists():
+        raise BadData(f"{source} is not a file; expected {expected}, or name:split of the Hub")
     else:
         table = _read_hub(source)
     if not size(table):
         raise BadData(f"{source} has no rows; at least one example is needed")
     return table
+
+
+def renamed(table: Table, columns: Mapping[str, str], source: str, *, partly: bool = False) -> Table:
+    """The table with columns called as a task calls them.
+
+    >>> renamed({"id": [1], "y": [0]}, {"label": "y"}, "data.csv")
+    {'id': [1], 'label': [0]}
+
+    Args:
+        columns: the task's name of a column → its name in the data; a column that had the task's name makes way.
+        source: where the table comes from, for the error.
+        partly: leave alone what the data lack, as labels may be lacking where answers are wanted.
+
+    Raises:
+        BadData: the data lack a column.
+    """
+    absent = [theirs for theirs in columns.values() if theirs not in table]
+    if absent and not partly:
+        raise BadData(f"{source} has no column {absent[0]!r}; it has {', '.join(table)}: correct --columns")
+    there = {ours: theirs for ours, theirs in columns.items() if theirs in table}
+    made: Table = {}
+    for name, values in table.items():
+        ours = [one for one, theirs in there.items() if theirs == name]
+        if name not in there:
+            ours = ours or [name]
+        made |= dict.fromkeys(ours, values)
+    return made
 
 
 def size(table: Table) -> int:
@@ -52,63 +104,60 @@ def subset(table: Table, limit: int | None) -> Table:
     return {name: [values[i] for i in order[:limit]] for name, values in table.items()}
 
 
-def _read_file(path: Path) -> Table:
+def _read_file(path: Path, kind: str) -> Table:
+    if kind in READERS:
+        return import_module(f"gossamer.tasks.{READERS[kind]}").read(path)
+    suffix = path.suffix.lower()
+    if suffix in _SEPARATED:
+        return _separated(path, suffix)
+    if suffix == ".jsonl":
+        return _columns(_json_lines(path), path)
+    if suffix == ".json":
+        return _columns(_json(path), path)
+    from pyarrow import ArrowException, parquet
+
     try:
-        if path.suffix in _SEPARATED:
-            return _separated(path)
-        if path.suffix == ".jsonl":
-            return _columns(_json_lines(path), path)
-        if path.suffix == ".json":
-            rows = json.loads(path.read_text("utf-8"))
-            return _columns(rows if isinstance(rows, list) else [rows], path)
-        if path.suffix == ".parquet":
-            from pyarrow import ArrowException, parquet
-
-            try:
-                return parquet.read_table(path).to_pydict()
-            except ArrowException as error:
-                raise BadData(f"{path} is not a Parquet file: {error}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise BadData(
-            f"{path} cannot be read as {path.suffix[1:]}: {error}; save it as UTF-8 {path.suffix[1:]}"
-        ) from None
-    raise BadData(f"{path}: unknown kind {path.suffix!r}; expected .csv, .tsv, .jsonl, .json or .parquet")
+        return parquet.read_table(path).to_pydict()
+    except ArrowException as error:
+        raise BadData(f"{path} is not a Parquet file: {error}") from None
 
 
-def _separated(path: Path) -> Table:
-    tab = path.suffix == ".tsv"  # TSV files of this field are not quoted: a quotation mark is a character
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        quoting = csv.QUOTE_NONE if tab else csv.QUOTE_MINIMAL
-        reader = csv.reader(lines, delimiter=_SEPARATED[path.suffix], quoting=quoting)
-        try:
-            names = next(reader, [])
-            table: Table = {name: [] for name in names}
-            if len(table) < len(names):
-                raise BadData(f"{path}: two columns have one name in the header {names}; rename one")
-            for row in reader:
-                if not row:
-                    continue
-                if len(row) != len(names):
-                    raise BadData(
-                        f"{path}, line {reader.line_num}: {len(row)} fields where the header has {len(names)}"
-                    )
-                for name, value in zip(names, row, strict=True):
-                    table[name].append(value)
-        except csv.Error as error:
-            raise BadData(f"{path}, line {reader.line_num}: {error}") from None
+def _separated(path: Path, suffix: str) -> Table:
+    # TSV files of this field are not quoted: a quotation mark is a character
+    quoting = csv.QUOTE_NONE if suffix == ".tsv" else csv.QUOTE_MINIMAL
+    reader = csv.reader((text + "\n" for _, text in lines(path)), delimiter=_SEPARATED[suffix], quoting=quoting)
+    try:
+        names = next(reader, [])
+        table: Table = {name: [] for name in names}
+        if len(table) < len(names):
+            raise BadData(f"{path}: two columns have one name in the header {names}; rename one")
+        for row in reader:
+            if not row:
+                continue
+            if len(row) != len(names):
+                raise BadData(f"{path}, line {reader.line_num}: {len(row)} fields where the header has {len(names)}")
+            for name, value in zip(names, row, strict=True):
+                table[name].append(value)
+    except csv.Error as error:
+        raise BadData(f"{path}, line {reader.line_num}: {error}") from None
     return table
 
 
-def _json_lines(path: Path) -> Iterable[Any]:
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                try:
-                    yield json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise BadData(
-                        f"{path}, line {number}: not JSON ({error.msg}); expected one object a line"
-                    ) from None
+def _json_lines(path: Path) -> Iterator[Any]:
+    for number, line in lines(path):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise BadData(f"{path}, line {number}: not JSON ({error.msg}); expected one object a line") from None
+
+
+def _json(path: Path) -> list[Any]:
+    try:
+        rows = json.loads("\n".join(text for _, text in lines(path)))
+    except json.JSONDecodeError as error:
+        raise BadData(f"{path}, line {error.lineno}: cannot be read as json ({error.msg})") from None
+    return rows if isinstance(rows, list) else [rows]
 
 
 def _columns(rows: Iterable[Any], path: Path) -> Table:

@@ -11,8 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import PydanticUndefined
 
 from gossamer.errors import BadPlan
+from gossamer.tasks.task import check_settings
 from gossamer.train.match import parsed
 from gossamer.train.plan import clash, row_of, settle
+
+TASK_SETTINGS = ("fields", "label", "labels", "metric", "max_length")  # those of tasks that have a flag of their own
 
 
 class FitConfig(BaseModel):
@@ -29,7 +32,10 @@ class FitConfig(BaseModel):
     fields: tuple[str, ...] | None = None
     label: str | None = None
     metric: str | None = None
-    max_length: int = Field(default=128, ge=4)
+    max_length: int | None = Field(default=None, ge=4)
+    labels: tuple[str, ...] | None = None
+    columns: dict[str, str] = {}
+    task_options: dict[str, Any] = {}
     method: str = "lt-sft"
     density: float | None = Field(default=None, gt=0, le=1)
     k: int | None = Field(default=None, ge=1)
@@ -66,7 +72,12 @@ class FitConfig(BaseModel):
 
     def facts(self) -> dict[str, Any]:
         """What decides the result, as plain JSON: everything but where it goes and how it is started."""
-        return self.model_dump(mode="json", exclude={"out", "resume", "force"})
+        empty = {name for name in ("labels", "columns", "task_options") if not getattr(self, name)}
+        return self.model_dump(mode="json", exclude={"out", "resume", "force", *empty})
+
+    def task_settings(self) -> dict[str, Any]:
+        """What was said about the task, for `plan_task`; what was not said is the task's own."""
+        return asked({name: getattr(self, name) for name in TASK_SETTINGS}, self.task_options)
 
 
 def gather(recipe: Path | None, flags: Mapping[str, Any], overrides: Iterable[str] = ()) -> FitConfig:
@@ -110,6 +121,14 @@ def gather(recipe: Path | None, flags: Mapping[str, Any], overrides: Iterable[st
     return made
 
 
+def asked(named: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a task, from those with a name here and the further ones. Raises BadPlan for one given twice."""
+    given = {name: value for name, value in named.items() if name in TASK_SETTINGS and value is not None}
+    if twice := sorted(given.keys() & options.keys()):
+        raise BadPlan(f"{twice[0]} and task_options.{twice[0]} were both given; give one")
+    return {**given, **options}
+
+
 def contradictions(settings: Mapping[str, Any]) -> list[str]:
     """What is wrong with settings beyond the kind of each: all of it, also where some are of a wrong kind."""
     found = []
@@ -120,6 +139,13 @@ def contradictions(settings: Mapping[str, Any]) -> list[str]:
         found.append("resume goes on with a run and force drops it; give one")
     if Path(str(settings["out"])).suffix != ".safetensors" and settings["out"] is not PydanticUndefined:
         found.append(f"out={settings['out']}: a delta is one file whose name ends in .safetensors")
+    try:
+        task_settings = asked(settings, dict(settings["task_options"]))
+        check_settings(settings["task"], task_settings)
+    except BadPlan as error:
+        found.append(str(error))
+    except (TypeError, ValueError):
+        pass  # of a wrong kind: a mistake of its own
     try:
         row = row_of(settings["method"])
     except BadPlan as error:

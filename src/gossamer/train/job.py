@@ -9,17 +9,16 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from gossamer.delta.apply import applied
 from gossamer.delta.delta import Delta
@@ -27,8 +26,8 @@ from gossamer.delta.store import atomic, load
 from gossamer.errors import BadData, BadPlan, Clash, Diverged
 from gossamer.tasks.infer import outputs
 from gossamer.tasks.pretrained import load_tokenizer
-from gossamer.tasks.readers import read, subset
-from gossamer.tasks.task import Task, plan_task, read_task
+from gossamer.tasks.readers import Table, read, renamed, subset
+from gossamer.tasks.task import Examples, Responds, Task, plan_task, read_task, task_class
 from gossamer.train.callback import Progress
 from gossamer.train.config import FitConfig
 from gossamer.train.fit import fit
@@ -36,7 +35,7 @@ from gossamer.train.plan import Fit, row_of
 from gossamer.tunable.sm3 import SM3
 
 Say = Callable[[str], None]
-Examples = list[dict[str, Any]]
+DECIDES = "deciding"  # the task's metric among Trainer's: its own `eval_loss` may not stand in for one called loss
 
 
 @dataclass(frozen=True)
@@ -53,12 +52,16 @@ class Result:
 
 @dataclass(frozen=True)
 class Bench:
-    """A base with a task's head and its tokenizer: what training and evaluation need."""
+    """A base with a task's head and its tokenizer: what training and evaluation need.
+
+    `columns` are those of the data that were renamed for the task (see `readers.renamed`).
+    """
 
     task: Task
     model: nn.Module
     head: list[str]
     tokenizer: Any
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def set_up(cls, task: Task, base: str, seed: int = 0) -> Bench:
@@ -68,15 +71,36 @@ class Bench:
 
     @property
     def collate(self) -> Any:
-        return DataCollatorWithPadding(self.tokenizer)
+        return self.task.collate(self.tokenizer)
+
+    def read(self, source: str) -> Table:
+        """Data for this task; labels may lack."""
+        return renamed(read(source, self.task.formats), self.columns, source, partly=True)
 
     def score(self, delta: Delta, examples: Examples) -> Mapping[str, float]:
         """The scores of the base with a delta on it: of what the file holds, not of the training state."""
         return self.task.scores(self.run(delta, examples), examples)
 
-    def run(self, delta: Delta, examples: Examples) -> np.ndarray:
+    def run(self, delta: Delta, examples: Examples) -> list[Any]:
+        """What the task finds in each example, by the base with a delta on it."""
         with applied(self.model, delta):
-            return outputs(self.model, examples, self.collate)
+            return self.look(examples)
+
+    def answer(self, delta: Delta, examples: Examples) -> list[dict[str, Any]]:
+        """The task's answers, by the base with a delta on it: found in a forward, or generated."""
+        if isinstance(self.task, Responds):
+            with applied(self.model, delta):
+                return self.task.respond(self.model, self.tokenizer, examples)
+        return self.task.answers(self.run(delta, examples), examples)
+
+    def look(self, examples: Examples) -> list[Any]:
+        """What the task finds in each example, by the model as it stands."""
+        return outputs(self.model, examples, self.collate, self.task.found)
+
+
+def load_data(config: FitConfig, source: str) -> Table:
+    """Data of a configuration: of the kinds that its task reads, columns called as it calls them."""
+    return renamed(read(source, task_class(config.task).formats), config.columns, source)
 
 
 def run_fit(config: FitConfig, *, progress: Progress | None = None, say: Say = lambda text: None) -> Result:
@@ -88,10 +112,9 @@ def run_fit(config: FitConfig, *, progress: Progress | None = None, say: Say = l
     """
     began = time.monotonic()
     _claim(config)
-    table = subset(read(config.train), config.train_limit)
-    task = plan_task(config.task, table, fields=config.fields, label=config.label, metric=config.metric,
-                     max_length=config.max_length)  # fmt: skip
-    held_out = read(config.eval) if config.eval else None
+    table = subset(load_data(config, config.train), config.train_limit)
+    task = plan_task(config.task, table, **config.task_settings())
+    held_out = load_data(config, config.eval) if config.eval else None
     on = [load(path) for path in config.on]
     under = reduce(add, [part.without_head() for part in on]) if on else None  # their heads are for their own tasks
     bench = Bench.set_up(task, config.base, config.seed)
@@ -128,24 +151,24 @@ def train_delta(
     """The delta of a configuration, given its data: the phases of the method under transformers' Trainer."""
 
     def trainer(model: nn.Module, phase: Fit) -> Trainer:
-        arguments = training_arguments(
-            config, phase, evaluate=bool(test) and phase.tunable == last, metric=bench.task.metric
-        )
+        falling = bench.task.metric in bench.task.falling
+        arguments = training_arguments(config, phase, evaluate=bool(test) and phase.tunable == last, falling=falling)
         say(f"phase {phase.index + 1}: {phase.tunable}, rate {arguments.learning_rate:g}, {_length(config, arguments)}, "
             f"{phase.schedule} schedule, batches of {config.batch_size * config.accumulate}")  # fmt: skip
         optimizer = None  # Trainer's own AdamW
         if phase.optimizer == "sm3":
             trained = [p for p in model.parameters() if p.requires_grad]
             optimizer = SM3(trained, lr=arguments.learning_rate, weight_decay=arguments.weight_decay)
-        built = Trainer(model, arguments, train_dataset=train, eval_dataset=test or None,  # type: ignore[arg-type]
+        # one example is enough for Trainer to ask for a score; `measure` looks at all of them
+        built = Trainer(model, arguments, train_dataset=train, eval_dataset=test[:1] or None,  # type: ignore[arg-type]
                         data_collator=bench.collate, compute_metrics=measure, optimizers=(optimizer, None))  # fmt: skip
         built.remove_callback(PrinterCallback)
         return built
 
-    def measure(found: Any) -> dict[str, float]:
-        # Trainer groups held-out examples by length too, so their labels come back in its order, not in the file's
-        gold = [{"labels": label} for label in found.label_ids]
-        return dict(bench.task.scores(_first(found.predictions), gold))
+    def measure(_: Any) -> dict[str, float]:
+        # the way of the final evaluation, since Trainer's own gathers no predictions of unlike shapes
+        scores = bench.task.scores(bench.look(test), test)
+        return {**{f"held_out_{name}": value for name, value in scores.items()}, DECIDES: scores[bench.task.metric]}
 
     def seen(phase: Fit, found: Delta) -> None:
         natural = found.about.get("natural_density")
@@ -158,12 +181,12 @@ def train_delta(
     shuffled = torch.Generator().manual_seed(0)  # rules score the first examples, and files may be sorted by label
     loader = DataLoader(train, batch_size=config.batch_size, collate_fn=bench.collate, shuffle=True, generator=shuffled)  # type: ignore[arg-type]
     return fit(bench.model, config.method, trainer=trainer, density=config.density, k=config.k, match=config.match,
-               data=loader, on=on,
-               head=bench.head, exclude=config.exclude, values=config.values, seed=config.seed, checkpoint=config.partial,
+               data=loader, on=on, head=bench.head or False, exclude=config.exclude, values=config.values, seed=config.seed,
+               checkpoint=config.partial,
                resume=config.resume, watch=seen, progress=progress, **config.options)  # fmt: skip
 
 
-def training_arguments(config: FitConfig, phase: Fit, *, evaluate: bool, metric: str) -> TrainingArguments:
+def training_arguments(config: FitConfig, phase: Fit, *, evaluate: bool, falling: bool = False) -> TrainingArguments:
     """The Trainer's arguments for one phase: the row's defaults unless the configuration says otherwise."""
     full = phase.tunable != row_of(config.method).fits[-1].tunable  # a first phase that only finds where to train
     lr = (config.full_lr if full else config.lr) or phase.lr
@@ -174,7 +197,7 @@ def training_arguments(config: FitConfig, phase: Fit, *, evaluate: bool, metric:
     best = {}
     if evaluate and (config.steps or epochs > 1):  # the best of several looks; a single look decides nothing
         best = {"eval_strategy": every["save_strategy"], "eval_steps": config.save_steps, "load_best_model_at_end": True,
-                "metric_for_best_model": metric, "greater_is_better": True}  # fmt: skip
+                "metric_for_best_model": DECIDES, "greater_is_better": not falling}  # fmt: skip
     return TrainingArguments(
         output_dir=str(config.partial / f"phase-{phase.index}"),
         learning_rate=lr,
@@ -192,7 +215,10 @@ def training_arguments(config: FitConfig, phase: Fit, *, evaluate: bool, metric:
         seed=config.seed,
         data_seed=config.seed + 1_000_003 * phase.left,  # the last phase sees one order whatever came before it
         train_sampling_strategy="group_by_length",
-        remove_unused_columns=False,
+        remove_unused_columns=False,  # fields named "_…" are the collator's to leave out
+        label_names=[
+            "input_ids"
+        ],  # what Trainer must find in a batch to measure: not every task's labels are one tensor
         dataloader_pin_memory=False,
         logging_steps=10,
         logging_nan_inf_filter=False,
@@ -218,7 +244,8 @@ def open_delta(path: str | Path, base: str | None = None) -> tuple[Delta, Bench]
     named = base or about.get("base")
     if not named:
         raise BadPlan(f"{path} does not name its base; say which: --base MODEL")
-    bench = Bench.set_up(read_task(about["task"]), named)
+    columns = about.get("settings", {}).get("columns", {})
+    bench = replace(Bench.set_up(read_task(about["task"]), named), columns=columns)
     absent = [name for name in bench.head if name not in delta.head]
     if absent:
         raise BadPlan(
@@ -270,10 +297,6 @@ def _about(config: FitConfig, task: Task, scores: Any, baseline: Any, on: list[D
     files = [{"file": path.name, "digest": part.digest} for path, part in zip(config.on, on, strict=True)]
     return {"base": config.base, "task": task.describe(), "scores": dict(scores), "baseline": dict(baseline),
             "settings": config.facts(), "versions": versions, **({"on": files} if files else {})}  # fmt: skip
-
-
-def _first(predictions: Any) -> np.ndarray:
-    return predictions[0] if isinstance(predictions, tuple) else predictions
 
 
 def _length(config: FitConfig, arguments: TrainingArguments) -> str:

@@ -119,4 +119,4 @@ class Passed(torch.autograd.Function):
             if values is not None:
                 matrix.view(-1).index_add_(0, ctx.where, values.to(grad.dtype))
             through = (grad @ matrix).to(ctx.dtype)
-        return grad, through, None if entries is None else entries.to(leaf.dtype), None, None
+        return grad, through, entries if entries is None or leaf is None else entries.to(leaf.dtype), None, None
