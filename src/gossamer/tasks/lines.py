@@ -20,11 +20,9 @@ def lines(path: str | Path) -> Iterator[tuple[int, str]]:
         BadData: no file that can be read, or bytes that are no UTF-8, with file, line and byte.
     """
     number = at = 0  # lines so far, and the place of the first byte of the present one
-    try:
-        opened = Path(path).open("rb")
-    except OSError as error:
-        raise BadData(f"{path} cannot be read: {error.strerror}; give a text file") from None
-    with opened as file:
+    if not Path(path).is_file():
+        raise BadData(f"{path} cannot be read: there is no such file; give a text file")
+    with Path(path).open("rb") as file:
         for raw in file:
             body = raw.removesuffix(b"\n").removesuffix(b"\r")
             for part in body.split(b"\r"):
