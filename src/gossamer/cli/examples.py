@@ -21,6 +21,10 @@ EXAMPLES = {
         "gossamer merge mine.safetensors --out merged",
         "gossamer merge mine.safetensors --base minilm --out merged --force",
     ),
+    "data": (
+        "gossamer data train.csv --task classify --against test.csv",
+        "gossamer data train.csv --json",
+    ),
     "methods": (
         "gossamer methods",
         "gossamer methods --json",

@@ -1,0 +1,62 @@
+"""gossamer data: a look at data before training."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from gossamer.cli.output import Flag, console, emit, table
+
+
+def data(
+    file: str,
+    *,
+    task: str | None = None,
+    label: str | None = None,
+    against: Annotated[list[str] | None, Parameter(negative=())] = None,
+    json: Flag = False,
+) -> None:
+    """Look at data: counts, labels, lengths, what stands twice, and what is wrong with it.
+
+    Parameters
+    ----------
+    file
+        Data of any kind that a task reads, or name:split of the Hub.
+    task
+        The task that it is for; decides how files are read, and is settled on the data. Default: a table or text.
+    label
+        The column of labels. Default: one with a usual name.
+    against
+        Other data, for example the test set of this training set: texts that stand in both are named.
+    json
+        Print what was found as JSON.
+    """
+    from gossamer.tasks.check import SHOWN, check
+    from gossamer.tasks.readers import read
+    from gossamer.tasks.task import task_class
+
+    formats = task_class(task).formats if task else ("table", "conllu", "text")
+    others = {name: read(name, formats) for name in against or []}
+    found = check(read(file, formats), task=task, label=label, against=others, named=label is not None)
+    if json:
+        emit({"file": file, **asdict(found)})
+        return
+    least, usual, most = found.words
+    console.print(f"[bold]{found.rows:,} rows[/], {least:,} to {most:,} words, median {usual:g}", highlight=False)
+    console.print(", ".join(f"{name} ({kind})" for name, kind in found.columns.items()), highlight=False, markup=False)
+    if found.labels:
+        total = sum(found.labels.values())
+        rows = [[name, f"{n:,}", f"{n / total:.1%}"] for name, n in list(found.labels.items())[:30]]
+        console.print(table(f"{found.label}: {len(found.labels):,} different", ["label", "count", "share"], rows))
+    for pairs, what in ((found.twice, "again"), *((pairs, f"in {name}") for name, pairs in found.shared.items())):
+        if pairs or what != "again":
+            named = ", ".join(f"{here:,} = {there:,}" for here, there in pairs[:SHOWN])
+            console.print(
+                f"{len(pairs):,} texts stand {what}{': rows ' + named if pairs else ''}", highlight=False, markup=False
+            )
+    for sentence in found.wrong:
+        console.print(f"wrong: {sentence}", highlight=False, markup=False, style="red")
+    if not found.wrong:
+        console.print("nothing is wrong with it", highlight=False)

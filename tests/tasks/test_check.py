@@ -1,0 +1,46 @@
+"""A look at data: what is counted, what stands twice, what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gossamer.cli.main import run
+from gossamer.tasks.check import check
+
+
+def test_duplicates_within_and_between() -> None:
+    train = {"premise": ["a b", "c", "a b", "a b"], "hypothesis": ["x", "y", "x", "z"], "label": [0, 1, 0, 1]}
+    test = {"premise": ["c", "d", "c"], "hypothesis": ["y", "y", "y"], "label": [1, 0, 1]}
+    found = check(train, against={"test": test})
+    assert found.twice == [(3, 1)]
+    assert found.shared == {"test": [(2, 1)]}
+    assert found.labels == {"0": 2, "1": 2}
+    assert found.words == (2, 3.0, 3)
+
+
+def test_lists_of_words_and_numbers() -> None:
+    found = check({"words": [["a", "b"], ["c"]], "tags": [["O", "B-X"], ["O"]], "_lines": [[1, 2], [4]]})
+    assert found.label == "tags"
+    assert found.labels == {"O": 2, "B-X": 1}
+    assert "_lines" not in found.columns
+    assert check({"text": ["a", "b"], "score": [0.5, 1.0]}).labels == {}
+
+
+def test_what_is_wrong_is_named() -> None:
+    found = check({"text": ["a", " ", "c"], "label": ["x", "x", None]}, task="classify")
+    assert found.wrong[:2] == ["1 row has no text: 2", "1 row has no label: 3"]
+    assert found.wrong[2].startswith("task classify: ")
+    assert check({"n": [1, 2]}).wrong == ["no column of text among n"]
+
+
+def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "ner.txt").write_text("Ann\tB-PER\nruns\tO\n\nBob\tB-PER\nsits\tO\n\nAnn\tB-PER\nruns\tO\n")
+    (tmp_path / "test.txt").write_text("Bob\tB-PER\nsits\tO\n")
+    arguments = ["data", str(tmp_path / "ner.txt"), "--task", "tag"]
+    assert run([*arguments, "--against", str(tmp_path / "test.txt")]) == 0
+    said = capsys.readouterr().out
+    assert "3 rows" in said and "rows 3 = 1" in said and "rows 2 = 1" in said and "nothing is wrong" in said
+    assert run([*arguments, "--json"]) == 0
+    assert '"B-PER": 3' in capsys.readouterr().out
