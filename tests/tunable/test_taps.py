@@ -14,6 +14,7 @@ from torch.nn import functional
 import gossamer as gs
 from gossamer.delta.base import base_parameters
 from gossamer.delta.support import Support
+from gossamer.errors import BadPlan
 from gossamer.tunable.remade import remade
 from gossamer.tunable.taps import looked
 from gossamer.tunable.tuned import Tuned
@@ -133,3 +134,100 @@ def test_a_loaded_state_is_written_at_once() -> None:
         kept = tuned.stack.sites[name].kept
         assert torch.equal(weight, kept + 1.0)
         assert not torch.equal(model(**batches(1)[0]).logits, before)
+
+
+class Reads(nn.Module):
+    """Two layers with whatever happens between them, and the embedding before."""
+
+    def __init__(self, between: object) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.a, self.b, self.between = nn.Embedding(9, 6), nn.Linear(6, 6), nn.Linear(6, 6), between
+
+    def forward(self, ids: Tensor, depth: int = 1) -> Tensor:
+        h = self.embed(ids)
+        if depth and self.between == "itself":
+            h = h + self(ids, 0)
+            return functional.linear(h, self.a.weight[:, :6]) + self.a(h)
+        h = functional.gelu(self.a(h))
+        if self.between == "in place":
+            with torch.no_grad():
+                h.mul_(2)
+        return self.b(h)
+
+
+def hooked(model: Reads) -> None:
+    model.a.register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+
+
+def patched(model: Reads) -> None:
+    old = model.a.forward
+    model.a.forward = lambda x: old(x) * 3  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("change", ["none", "in place", "itself", hooked, patched])
+def test_whatever_else_is_done_to_a_module_its_gradient_is_the_dense_one(change: object) -> None:
+    model, ids = Reads(change).double(), torch.arange(8).view(2, 4)
+    dense = copy.deepcopy(model)
+    tuned = Tuned(model, Support({n: torch.arange(p.numel()) for n, p in base_parameters(model).items()}))
+    for one in (model, dense):
+        if callable(change):
+            change(one)
+        one(ids).square().mean().backward()
+    for name, grad in gradients(tuned).items():
+        expected = dense.get_parameter(name).grad
+        assert expected is not None
+        torch.testing.assert_close(grad, expected.reshape(-1))
+    tuned.detach()
+
+
+def test_gradients_below_a_forward_that_records_none() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)).double()
+    inner, x = model[1].forward, torch.randn(2, 3, 8).double()
+
+    def recorded(*args: Tensor, **kwargs: object) -> Tensor:
+        with torch.enable_grad():
+            return inner(*args, **kwargs)
+
+    model[1].forward = recorded  # type: ignore[method-assign]
+    found: list[dict[str, Tensor]] = []
+    for tune in (False, True):
+        tuned = (
+            Tuned(model, Support({n: torch.arange(p.numel()) for n, p in base_parameters(model).items()}))
+            if tune
+            else None
+        )
+        with torch.no_grad():
+            out = model(x)
+        out.square().sum().backward()
+        if tuned:
+            found.append(gradients(tuned))
+            tuned.detach()
+        else:
+            found.append({n: p.grad.reshape(-1).clone() for n, p in model.named_parameters() if p.grad is not None})
+            model.zero_grad()
+    for name, grad in found[0].items():
+        torch.testing.assert_close(found[1][name], grad)
+
+
+def test_ids_that_are_written_over_before_the_backward_are_noticed() -> None:
+    model, ids = nn.Embedding(9, 6), torch.arange(4)
+    with gs.tune(model, "random", k=20):
+        out = model(ids)
+        ids.fill_(0)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            out.sum().backward()
+
+
+def test_a_tuple_from_an_earlier_hook_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    with gs.tune(model, "random", k=20):
+        hook = nn.modules.module.register_module_forward_hook(
+            lambda module, args, output: (output,) if module is model[0] else None
+        )
+        try:
+            with pytest.raises(BadPlan, match="another hook"):
+                model[0](torch.randn(2, 4))
+        finally:
+            hook.remove()
+        model(torch.randn(2, 4)).sum().backward()

@@ -62,7 +62,7 @@ def check(
         wrong.append(f"no column of text among {', '.join(table)}")
     if empty := [row for row, count in enumerate(lengths, 1) if texts and not count]:
         wrong.append(_named("no text", empty))
-    values = table[label] if label in table else []
+    values: Any = table.get(label, []) if label else []
     if lacking := [row for row, value in enumerate(values, 1) if value is None or value == "" or value != value]:
         wrong.append(_named("no label", lacking))
     settled = None

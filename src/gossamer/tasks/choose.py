@@ -9,6 +9,7 @@ model, the question joins the context in full, "… What was the cause?" or "…
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -71,6 +72,10 @@ class Choose:
         task = cls(context, candidates, count, label, max_length=max_length)
         task._texts(train)
         numbers = [_number(value, label, row) for row, value in enumerate(_column(train, label))]
+        if 0 not in numbers and max(numbers) != count:
+            logging.getLogger("gossamer").warning(
+                f"no label in {label!r} is 0 or {count}: they are taken to count from 0; if they count from 1, give more examples"
+            )
         first = int(0 not in numbers and max(numbers) == count)
         task = cls(context, candidates, count, label, first, max_length)
         usual = Counter(task._targets(train)).most_common(1)[0][0]

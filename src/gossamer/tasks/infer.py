@@ -26,7 +26,7 @@ def outputs(
     order = sorted(range(len(encoded)), key=lambda i: (-lengths[i], i))
     device = next(model.parameters()).device
     items: list[Any] = [None] * len(encoded)
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.no_grad():
@@ -37,7 +37,8 @@ def outputs(
                 for i, item in zip(chosen, found(output, batch), strict=True):
                     items[i] = item
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
     return items
 
 

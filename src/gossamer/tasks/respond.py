@@ -44,7 +44,8 @@ def generated(
     ends = own.eos_token_id if own is not None and own.eos_token_id is not None else tokenizer.eos_token_id
     settings = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=bool(sampled), eos_token_id=ends, pad_token_id=pad,
                                 **sampled)  # fmt: skip
-    device, training, texts = next(model.parameters()).device, model.training, dict[int, str]()
+    device, texts = next(model.parameters()).device, dict[int, str]()
+    modes = {module: module.training for module in model.modules()}
     order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i]["input_ids"]), i))
     model.eval()
     try:
@@ -56,5 +57,6 @@ def generated(
             for i, tokens in zip(chosen, made[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
                 texts[i] = tokenizer.decode(tokens, skip_special_tokens=True).strip()
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
     return [{"text": texts[i]} for i in range(len(encoded))]

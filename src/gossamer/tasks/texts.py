@@ -37,6 +37,10 @@ class Lines(Sequence[str]):
                 for number, raw in enumerate(file, start=1):
                     digest.update(raw)
                     mark = len(_MARK) if number == 1 and raw.startswith(_MARK) else 0
+                    if b"\r" in raw.rstrip(b"\r\n"):
+                        raise BadData(
+                            f"{path}, line {number}: a line that ends with a bare \\r; save the file with \\n line ends"
+                        )
                     if _text(raw[mark:], self.path, number).strip():
                         self.starts.append(at + mark)
                     at += len(raw)

@@ -77,7 +77,9 @@ def _pieces(tokenizer: Any, words: list[str]) -> tuple[Flat, Flat, Flat]:
         return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64)
     # where a space makes another piece, as in GPT-2's vocabulary, words inside a text are those with one
     plain, spaced = (_split(tokenizer, [text])[0] for text in ("a", " a"))
-    ids, owner = _split(tokenizer, words if plain == spaced else [" " + word for word in words])
+    inside = tokenizer("a a", add_special_tokens=False)["input_ids"]  # whatever else a tokenizer does, this is its text
+    marks = plain != spaced and inside == plain + spaced
+    ids, owner = _split(tokenizer, [" " + word for word in words] if marks else words)
     counts = np.bincount(np.array(owner, np.int64), minlength=len(words))
     return np.array(ids, np.int64), np.cumsum(counts) - counts, counts
 

@@ -212,7 +212,19 @@ def _train(trainer: Factory, tuned: Tuned, phase: Fit, facts: Facts, resume: boo
         else:
             unseal(folder)
         built.add_callback(PhaseCallback(tuned, phase, facts, progress=progress, resumed=sealed))
-    built.train(resume_from_checkpoint=str(sealed)) if sealed else built.train()
+    try:
+        built.train(resume_from_checkpoint=str(sealed)) if sealed else built.train()
+    finally:
+        _bare(tuned.model)
+
+
+def _bare(model: nn.Module) -> None:
+    """Takes off the forward in mixed precision that accelerate puts on a model and leaves there."""
+    original = vars(model).pop("_original_forward", None)
+    if original is not None:
+        vars(model).pop("forward", None)
+        if getattr(original, "__func__", None) is not type(model).forward:
+            model.forward = original
 
 
 def _takes_phase(trainer: Factory) -> bool:

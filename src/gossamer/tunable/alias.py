@@ -17,16 +17,17 @@ from torch import Tensor, nn
 from gossamer.errors import BadPlan
 
 Place = tuple[nn.Module, str, str]  # owner, attribute, name of the weight
-Tap = Callable[[Tensor], Tensor]  # output of a forward → new output
+Tap = Callable[[tuple[Any, ...], Tensor], Tensor]  # arguments of a forward and its output → new output
 
 
 class Frame:
     """One forward under way: what its entry swapped, so that its end can undo it."""
 
-    __slots__ = ("args", "memo", "module", "names", "own", "tap", "undo")
+    __slots__ = ("aliased", "args", "memo", "module", "names", "own", "tap", "undo")
 
     def __init__(self, module: nn.Module, args: tuple[Any, ...], names: list[str], own: Mapping[str, str]) -> None:
         self.module, self.args = module, args
+        self.aliased = False  # whether aliases were put for it: not where no gradients were recorded
         self.names = names  # the weights that may need aliases
         self.own = own  # attribute → name, of the weights that it owns
         self.tap: Tap | None = None  # what makes a new output of its output; its own weights then need no alias
@@ -92,12 +93,14 @@ class Aliases:
                 return
             if frames and hooked is self.model and not any(frame.module is hooked for frame in frames):
                 self.undo(to=0)  # an interrupted forward may have left something
-            covered = bool(frames) and frames[0].module is self.model and not self.every
-            if covered and not own:
-                return
+            covered = bool(frames) and frames[0].module is self.model and frames[0].aliased and not self.every
             frame = Frame(hooked, args, list(own.values()) if covered else names, own)
             frames.append(frame)
-            for name, alias in self.make(frames).items():
+            if covered and not own:
+                return
+            made = self.make(frames)
+            frame.aliased = bool(made)
+            for name, alias in made.items():
                 for owner, attribute, _ in of[name]:
                     self._put(frame, owner, attribute, alias)
 
@@ -108,9 +111,17 @@ class Aliases:
             if depth < 0:
                 return None
             tap = frames[depth].tap
-            made = tap(output) if tap is not None and isinstance(output, Tensor) else None  # it may have failed
-            self.undo(to=depth)
-            return made
+            try:
+                if tap is None or output is None:  # or the forward has failed
+                    return None
+                if not args or not isinstance(output, Tensor):
+                    raise BadPlan(
+                        f"another hook made of a {type(module).__name__}'s input or output something else than tensors, so "
+                        "that its tuned weights would get no gradient; register such hooks after tuning has begun"
+                    )
+                return tap(args, output)
+            finally:
+                self.undo(to=depth)
 
         return [
             hooked.register_forward_pre_hook(enter),

@@ -19,16 +19,16 @@ from gossamer.tunable.taps import Use, looked
 
 
 def traced(
-    used: Use, owner: nn.Module, given: Tensor, own: Mapping[str, tuple[Chosen, Tensor]], output: Tensor
+    used: Use, owner: nn.Module, own: Mapping[str, tuple[Chosen, Tensor]], args: tuple[Any, ...], output: Tensor
 ) -> Tensor:
     """As `taps.tap`."""
     weight, values = own.get("weight", (None, None))
     bias, shifts = own.get("bias", (None, None))
     if used == "lookup":
         assert weight is not None
-        return Lookup.apply(output, values, given, weight.indices, owner.padding_idx)  # type: ignore[return-value]
+        return Lookup.apply(output, values, args[0], weight.indices, owner.padding_idx)  # type: ignore[return-value]
     matrix, places = None if weight is None else weight.indices, None if bias is None else bias.indices
-    return Product.apply(output, given, values, shifts, matrix, places, used == "turned")  # type: ignore[return-value]
+    return Product.apply(output, args[0], values, shifts, matrix, places, used == "turned")  # type: ignore[return-value]
 
 
 @torch.library.custom_op("gossamer::sampled", mutates_args=())

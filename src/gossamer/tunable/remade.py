@@ -29,7 +29,10 @@ def remade(tensor: Tensor) -> tuple[tuple[Tensor, ...], Again]:
     ([1.0], True)
     """
     node = tensor.grad_fn
-    if node is not None and _hooks is not None and not _hooks(True):  # under hooks a saved tensor is read only once
+    fresh = tensor._version == 0  # else somebody has changed it since, perhaps where the graph does not see it
+    if (
+        fresh and node is not None and _hooks is not None and not _hooks(True)
+    ):  # under hooks a saved tensor is read only once
         way = _WAYS.get(node.name())
         kept, again = way(node) if way else ((), _same)
         if kept and all(part is not None for part in kept):

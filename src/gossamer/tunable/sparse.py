@@ -124,11 +124,13 @@ class SparseLeaves(Leaves):
         used = self._uses[frame.module]
         if used is None or not frame.args or not frame.own.keys() <= {"weight", "bias"}:
             return {}
+        if "forward" in vars(frame.module):  # somebody has given this one a forward of its own
+            return {}
         if any(chosen[name].saw for name in frame.own.values()):
             return {}
         own = {attribute: (chosen[name], memo[name]) for attribute, name in frame.own.items()}
         way = tap if not torch.compiler.is_compiling() else traced
-        frame.tap = partial(way, used, frame.module, frame.args[0], own)
+        frame.tap = partial(way, used, frame.module, own)
         return {name: self.stack.parameters[name] for name in frame.own.values()}
 
     def _memo(self, frames: list[Frame]) -> dict[str, Tensor]:

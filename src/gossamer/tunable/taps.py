@@ -29,14 +29,16 @@ def use(owner: nn.Module) -> Use | None:
     return "lookup" if type(owner).forward is nn.Embedding.forward and not owner.scale_grad_by_freq else None
 
 
-def tap(used: Use, owner: nn.Module, given: Tensor, own: Mapping[str, tuple[Chosen, Tensor]], output: Tensor) -> Tensor:
-    """The output for what was given, tapped. `own`: "weight" and "bias", where they are tuned → entries and values."""
+def tap(
+    used: Use, owner: nn.Module, own: Mapping[str, tuple[Chosen, Tensor]], args: tuple[Any, ...], output: Tensor
+) -> Tensor:
+    """The output of a forward with these arguments, tapped. `own`: "weight" and "bias", where they are tuned → entries and values."""
     nothing = (None, None)
     (weight, values), (bias, shifts) = own.get("weight", nothing), own.get("bias", nothing)
     if used == "lookup":
-        return Looked.apply(output, values, given, weight, owner.padding_idx)  # type: ignore[return-value]
+        return Looked.apply(output, values, args[0], weight, owner.padding_idx)  # type: ignore[return-value]
     layout = Layout(weight and weight.indices, bias and bias.indices, used == "turned")
-    return Tapped.apply(output, given, values, shifts, weight, layout)  # type: ignore[return-value]
+    return Tapped.apply(output, args[0], values, shifts, weight, layout)  # type: ignore[return-value]
 
 
 class Tapped(torch.autograd.Function):
@@ -78,12 +80,14 @@ class Looked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, values: Tensor, ids: Tensor, table: Chosen, padding: int | None) -> Tensor:
-        ctx.ids, ctx.indices, ctx.padding, ctx.dtype = ids, table.indices, padding, values.dtype
+        ctx.save_for_backward(ids)  # so that autograd raises where a buffer is used again before the backward
+        ctx.indices, ctx.padding, ctx.dtype = table.indices, padding, values.dtype
         return output.detach()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return grads[0], looked(grads[0], ctx.ids, ctx.indices, ctx.padding).to(ctx.dtype), None, None, None
+        (ids,) = ctx.saved_tensors
+        return grads[0], looked(grads[0], ids, ctx.indices, ctx.padding).to(ctx.dtype), None, None, None
 
 
 def looked(grad: Tensor, ids: Tensor, indices: Tensor, padding: int | None) -> Tensor:
@@ -97,7 +101,7 @@ def looked(grad: Tensor, ids: Tensor, indices: Tensor, padding: int | None) -> T
     tensor([4., 0., 8.])
     """
     width = grad.shape[-1]
-    grad, ids = grad.reshape(-1, width), ids.reshape(-1)
+    grad, ids = grad.reshape(-1, width), ids.reshape(-1).long()
     first = torch.searchsorted(indices, ids * width)
     count = torch.searchsorted(indices, ids * width + width) - first  # [tokens] entries in a token's row
     if padding is not None:
