@@ -32,7 +32,7 @@ def use(owner: nn.Module) -> Use | None:
 def tap(
     used: Use, owner: nn.Module, own: Mapping[str, tuple[Chosen, Tensor]], args: tuple[Any, ...], output: Tensor
 ) -> Tensor:
-    """The output of a forward with these arguments, tapped. `own`: "weight" and "bias", where they are tuned → entries and values."""
+    """The output of a forward with these arguments, tapped. `own`: "weight", "bias" → entries and values, where tuned."""
     nothing = (None, None)
     (weight, values), (bias, shifts) = own.get("weight", nothing), own.get("bias", nothing)
     if used == "lookup":
