@@ -236,7 +236,7 @@ def test_windows_change_nothing_where_states_do_not_look_around() -> None:
     expected = whole._states(ids, mask)
     for window in range(4, ids.shape[1] + 2):
         whole.window = window
-        torch.testing.assert_close(whole._states(ids, mask), expected)
+        torch.testing.assert_close(whole._states(ids, mask)[mask > 0], expected[mask > 0])
 
 
 def test_it_runs_under_bf16() -> None:
@@ -309,3 +309,20 @@ def test_answers_are_written_as_conllu_that_can_be_read(tmp_path: Path) -> None:
     gold = [{"heads": heads, "deprels": kinds} for heads, kinds in zip(table["heads"], table["deprels"], strict=True)]
     path.write_text("# kept\n" + task.write(gold, read))
     assert task.write(gold, treebank.read(path)) == path.read_text()
+
+
+def test_a_sentence_is_parsed_alike_whatever_shares_its_batch() -> None:
+    torch.manual_seed(0)
+    model = BiaffineParser(BertModel(bert_config()), 3, window=8).eval()
+    rows = [torch.randint(5, 95, (1, n)) for n in (7, 12, 15)]
+    ids = torch.zeros(3, 15, dtype=torch.int64)
+    for i, row in enumerate(rows):
+        ids[i, : row.shape[1]] = row[0]
+    mask = (ids > 0).long()
+    words = torch.where(mask > 0, torch.arange(15) - 1, -1)
+    with torch.no_grad():
+        together = model(ids, mask, words).arc_scores
+        for i, row in enumerate(rows):
+            n = row.shape[1]
+            alone = model(row, torch.ones_like(row), torch.arange(n)[None] - 1).arc_scores
+            torch.testing.assert_close(together[i, : n - 1, :n], alone[0])

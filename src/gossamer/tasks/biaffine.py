@@ -113,10 +113,24 @@ class BiaffineParser(nn.Module):
         return Parsed(loss=loss, heads=heads, rel_scores=scores, arc_scores=arcs)
 
     def _states(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """The backbone's last states [b, t, width], through windows where t is more than one."""
-        total, width = ids.shape[1], self.window - 1
-        if total <= self.window:
+        """The backbone's last states [b, t, width]; those of a sentence do not depend on what shares its batch."""
+        if ids.shape[1] <= self.window:
             return self.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+        lengths = mask.sum(1)
+        short = torch.nonzero(lengths <= self.window).flatten()
+        found: list[tuple[Tensor, Tensor]] = []  # rows, and their states
+        if short.numel():
+            cut = ids[short, : self.window], mask[short, : self.window]
+            found.append((short, self.backbone(input_ids=cut[0], attention_mask=cut[1]).last_hidden_state))
+        for row in torch.nonzero(lengths > self.window):
+            n = int(lengths[row])
+            found.append((row, self._windows(ids[row, :n], mask[row, :n])))
+        rows = torch.cat([row for row, _ in found]).argsort()
+        return torch.cat([F.pad(states, (0, 0, 0, ids.shape[1] - states.shape[1])) for _, states in found])[rows]
+
+    def _windows(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """The states [1, t, width] of one sentence that is longer than a window."""
+        total, width = ids.shape[1], self.window - 1
         stride = width // 2
         pieces: list[Tensor] = []
         start, done = 1, 0  # the window's first token, and the tokens whose states are known
