@@ -44,3 +44,8 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "3 rows" in said and "rows 3 = 1" in said and "rows 2 = 1" in said and "nothing is wrong" in said
     assert run([*arguments, "--json"]) == 0
     assert '"B-PER": 3' in capsys.readouterr().out
+
+
+def test_a_task_without_labels_is_settled() -> None:
+    found = check({"text": ["a b", "c d"]}, task="mask")
+    assert found.wrong == [] and found.task is not None and found.task["name"] == "mask"

@@ -12,8 +12,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from gossamer.tasks.readers import size
 from gossamer.tasks.task import TASKS, Writes
+from gossamer.train.bench import open_delta
 from gossamer.train.config import FitConfig
-from gossamer.train.job import open_delta, run_fit
+from gossamer.train.job import run_fit
 from tests.tasks.language import masked_directory
 from tests.tiny import WORDS, base_directory, tokenizer
 

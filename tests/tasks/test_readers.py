@@ -81,3 +81,13 @@ def test_missing_files_and_undecodable_ones(tmp_path: Path) -> None:
     (tmp_path / "latin.csv").write_bytes(b"text\ncaf\xe9\n")
     with pytest.raises(BadData, match="UTF-8"):
         read(str(tmp_path / "latin.csv"))
+
+
+def test_any_line_ends_and_no_guesses_of_bytes(tmp_path: Path) -> None:
+    mixed = tmp_path / "mixed.csv"
+    mixed.write_bytes(b"\xef\xbb\xbftext,label\r\na,x\rb,y\nc,x\r\n")
+    assert read(str(mixed)) == {"text": ["a", "b", "c"], "label": ["x", "y", "x"]}
+    for name, content in (("d.csv", b"text\ncaf\xe9\n"), ("d.jsonl", b'{"text": "a"}\n{"text": "caf\xe9"}\n')):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(BadData, match="line 2: byte 0xe9"):
+            read(str(tmp_path / name))

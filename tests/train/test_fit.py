@@ -13,8 +13,9 @@ from transformers import Trainer, TrainingArguments
 import gossamer as gs
 from gossamer.errors import BadPlan
 from gossamer.tasks.classify import Classify
+from gossamer.train.bench import Bench
 from gossamer.train.config import FitConfig, gather
-from gossamer.train.job import Bench, run_fit, train_delta
+from gossamer.train.job import run_fit, train_delta
 from gossamer.tunable.gated import GatedLeaves
 from gossamer.tunable.sparse import SparseLeaves
 from tests.tiny import base_directory, batches, bits, classifier, rows, same_bits

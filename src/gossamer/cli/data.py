@@ -39,7 +39,7 @@ def data(
 
     formats = task_class(task).formats if task else ("table", "conllu", "text")
     others = {name: read(name, formats) for name in against or []}
-    found = check(read(file, formats), task=task, label=label, against=others, named=label is not None)
+    found = check(read(file, formats), task=task, label=label, against=others)
     if json:
         emit({"file": file, **asdict(found)})
         return

@@ -40,8 +40,9 @@ def demo(
     quiet()
     from gossamer.tasks.classify import Classify
     from gossamer.tasks.docstrings import passages, split
+    from gossamer.train.bench import Bench
     from gossamer.train.config import FitConfig
-    from gossamer.train.job import Bench, train_delta
+    from gossamer.train.job import train_delta
     from gossamer.train.plan import Fit
 
     began = time.monotonic()

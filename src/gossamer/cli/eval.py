@@ -29,7 +29,7 @@ def eval(
     """
     quiet()
     from gossamer.tasks.readers import size
-    from gossamer.train.job import open_delta
+    from gossamer.train.bench import open_delta
 
     loaded, bench = open_delta(delta, base)
     table = bench.read(data)

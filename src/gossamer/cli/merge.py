@@ -35,7 +35,7 @@ def merge(
         raise Clash(f"{out} is no model directory, so --force does not replace it; choose another --out")
     quiet()
     from gossamer.delta.apply import merge as write
-    from gossamer.train.job import open_delta
+    from gossamer.train.bench import open_delta
 
     loaded, bench = open_delta(delta, base)
     if not hasattr(bench.model, "save_pretrained"):

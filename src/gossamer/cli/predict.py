@@ -53,7 +53,7 @@ def predict(
     quiet()
     from gossamer.tasks.readers import size
     from gossamer.tasks.task import Writes
-    from gossamer.train.job import open_delta
+    from gossamer.train.bench import open_delta
 
     loaded, bench = open_delta(delta, base)
     fields: tuple[str, ...] = getattr(bench.task, "fields", ())

@@ -27,9 +27,10 @@ from gossamer.study.ledger import Cell
 from gossamer.study.memory import peak_memory
 from gossamer.tasks.readers import Table
 from gossamer.tasks.task import settings_of
+from gossamer.train.bench import open_delta
 from gossamer.train.callback import Progress
 from gossamer.train.config import TASK_SETTINGS, FitConfig
-from gossamer.train.job import open_delta, run_fit
+from gossamer.train.job import run_fit
 from gossamer.train.plan import row_of, settle
 
 Say = Callable[[str], None]

@@ -23,8 +23,8 @@ from gossamer.study.grid import Entry
 from gossamer.study.ledger import Cell, Ledger
 from gossamer.study.settings import Plan
 from gossamer.tasks.task import plan_task
+from gossamer.train.bench import Bench
 from gossamer.train.callback import Progress
-from gossamer.train.job import Bench
 from gossamer.train.match import matched
 from gossamer.train.plan import budget
 from gossamer.train.tune import count

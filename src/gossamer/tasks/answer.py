@@ -32,6 +32,8 @@ from gossamer.errors import BadData, BadFile, BadPlan
 from gossamer.tasks.pretrained import load_model, load_tokenizer
 from gossamer.tasks.readers import Table, size
 from gossamer.tasks.squad import settled
+from gossamer.tasks.task import described
+from gossamer.tasks.tokens import positions
 from gossamer.tasks.windows import by_row, cut, inside, likeliest, padded
 from gossamer.tasks.windows import windows as windows_of
 
@@ -104,13 +106,12 @@ class Answer:
     @classmethod
     def read(cls, description: Mapping[str, Any]) -> Answer:
         """The task that `describe` described. Raises BadFile when it is of another kind."""
-        try:
-            question, context = description["fields"]
-            return cls(**{**description, "fields": (question, context)})
-        except (KeyError, TypeError, ValueError) as error:
+        found = described(cls, description)
+        if len(found.fields) != 2:
             raise BadFile(
-                f"the delta describes its task in a way that this gossamer does not know ({error}); upgrade it"
-            ) from None
+                f"the delta describes a task that reads {len(found.fields)} columns; expected a question and a context"
+            )
+        return found
 
     def describe(self) -> dict[str, Any]:
         """Plain JSON, for the delta's file."""
@@ -121,10 +122,9 @@ class Answer:
         from transformers import AutoModelForQuestionAnswering
 
         model, head = load_model(AutoModelForQuestionAnswering, base, seed)
-        length, positions = self._length(load_tokenizer(base)), getattr(model.config, "max_position_embeddings", None)
-        if isinstance(positions, int) and length > positions:
-            raise BadPlan(f"max_length={length}, and {base} has {positions} positions; give --max-length {positions}")
-        # its loss is a mean over the batch, which Trainer must divide by accumulation
+        length, room = self._length(load_tokenizer(base)), positions(model)
+        if room and length > room:
+            raise BadPlan(f"max_length={length}, and {base} has {room} positions; give --max-length {room}")
         return model, head
 
     def encode(self, tokenizer: Any, table: Table, *, labelled: bool = True) -> list[dict[str, Any]]:

@@ -47,6 +47,7 @@ def check(
     >>> found.rows, found.labels, found.twice, found.wrong
     (3, {'x': 2, 'y': 1}, [(3, 1)], ['1 row has no text: 2'])
     """
+    named = {"label": label} if label else {}
     label = label or next((name for name in LABELS if name in table), None)
     texts = [name for name, values in table.items() if not name.startswith("_") and name != label and _is_text(values)]
     keys = _keys(table, texts)
@@ -68,8 +69,7 @@ def check(
     settled = None
     if task is not None:
         try:
-            given = {"label": label} if label and settings.pop("named", False) else {}
-            settled = plan_task(task, table, **given, **settings).describe()
+            settled = plan_task(task, table, **named, **settings).describe()
         except GossamerError as error:
             wrong.append(f"task {task}: {error}")
     return Check(

@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gossamer.errors import BadData, BadFile, BadPlan
+from gossamer.errors import BadData, BadPlan
 from gossamer.tasks.infer import shown
 from gossamer.tasks.pretrained import load_model, locate
 from gossamer.tasks.readers import Table, size
+from gossamer.tasks.task import described
 
 CONTEXTS = (("premise",), ("startphrase",), ("sent1", "sent2"), ("ctx",), ("context",), ("article",), ("text",))
 CHOICES = ("choices", "endings", "options", "candidates")  # one column of lists
@@ -84,13 +85,7 @@ class Choose:
     @classmethod
     def read(cls, description: Mapping[str, Any]) -> Choose:
         """The task that `describe` described. Raises BadFile when it is of another kind."""
-        try:
-            lists = {name: tuple(description[name]) for name in ("context", "choices")}
-            return cls(**{**description, **lists})
-        except (KeyError, TypeError) as error:
-            raise BadFile(
-                f"the delta describes its task in a way that this gossamer does not know ({error}); upgrade it"
-            ) from None
+        return described(cls, description)
 
     def describe(self) -> dict[str, Any]:
         """Plain JSON, for the delta's file."""

@@ -14,11 +14,12 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor, nn
 
-from gossamer.errors import BadData, BadFile, BadPlan
+from gossamer.errors import BadData, BadPlan
 from gossamer.tasks.infer import shown
 from gossamer.tasks.marks import has_spans, marked
 from gossamer.tasks.pretrained import load_model
 from gossamer.tasks.readers import Table, size
+from gossamer.tasks.task import described
 
 PAIRS = (("text_a", "text_b"), ("premise", "hypothesis"), ("sentence1", "sentence2"), ("question", "sentence"),
          ("question1", "question2"), ("text", "text_pair"), ("text", "pair"))  # fmt: skip
@@ -79,14 +80,7 @@ class Classify:
     @classmethod
     def read(cls, description: Mapping[str, Any]) -> Classify:
         """The task that `describe` described. Raises BadFile when it is of another kind."""
-        try:
-            known = dict(description)
-            labels = known.pop("labels")
-            return cls(**{**known, "fields": tuple(known["fields"]), "labels": tuple(labels) if labels else None})
-        except (KeyError, TypeError) as error:
-            raise BadFile(
-                f"the delta describes its task in a way that this gossamer does not know ({error}); upgrade it"
-            ) from None
+        return described(cls, description)
 
     def describe(self) -> dict[str, Any]:
         """Plain JSON, for the delta's file."""

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from gossamer.errors import BadData, BadFile, BadPlan
+from gossamer.errors import BadData, BadPlan
 from gossamer.tasks.classify import LABELS, PAIRS, SINGLES
 from gossamer.tasks.pretrained import load_model
 from gossamer.tasks.readers import Table, size
+from gossamer.tasks.task import described
 
 SCORES = (*LABELS, "similarity", "similarity_score")
 TWOS = (*PAIRS, ("anchor", "positive"), ("query", "positive"), ("query", "answer"), ("query", "passage"))
@@ -93,12 +94,7 @@ class Embed:
     @classmethod
     def read(cls, description: Mapping[str, Any]) -> Embed:
         """The task that `describe` described. Raises BadFile when it is of another kind."""
-        try:
-            return cls(**{**description, "fields": tuple(description["fields"])})
-        except (KeyError, TypeError) as error:
-            raise BadFile(
-                f"the delta describes its task in a way that this gossamer does not know ({error}); upgrade it"
-            ) from None
+        return described(cls, description)
 
     def describe(self) -> dict[str, Any]:
         """Plain JSON, for the delta's file."""

@@ -19,16 +19,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor, nn
 
-from gossamer.errors import BadData, BadFile, BadPlan
+from gossamer.errors import BadData, BadPlan
 from gossamer.tasks.dialog import chat, ids, plain
+from gossamer.tasks.lazy import Lazy
 from gossamer.tasks.pretrained import load_model
 from gossamer.tasks.readers import Table
 from gossamer.tasks.respond import generated
+from gossamer.tasks.task import described
 from gossamer.tasks.texts import TEXTS, column, text_column
 from gossamer.tasks.tokens import Cut, Tokens, around, check_room, padded, perplexity, tokenize
 
@@ -93,12 +95,7 @@ class Generate:
     @classmethod
     def read(cls, description: Mapping[str, Any]) -> Generate:
         """The task that `describe` described. Raises BadFile when it is of another kind."""
-        try:
-            return cls(**{**description, "fields": tuple(description["fields"])})
-        except (KeyError, TypeError) as error:
-            raise BadFile(
-                f"the delta describes its task in a way that this gossamer does not know ({error}); upgrade it"
-            ) from None
+        return described(cls, description)
 
     def describe(self) -> dict[str, Any]:
         """Plain JSON, for the delta's file."""
@@ -206,7 +203,7 @@ class Generate:
                          temperature=self.temperature, batch_size=batch_size)  # fmt: skip
 
 
-class Pieces(Sequence[dict[str, Any]]):
+class Pieces(Lazy[dict[str, Any]]):
     """Examples of plain text, read from the tokens when they are asked for."""
 
     def __init__(self, tokens: Tokens) -> None:
@@ -215,16 +212,7 @@ class Pieces(Sequence[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.tokens)
 
-    @overload
-    def __getitem__(self, i: int) -> dict[str, Any]: ...
-
-    @overload
-    def __getitem__(self, i: slice) -> list[dict[str, Any]]: ...
-
-    def __getitem__(self, i: int | slice) -> Any:
-        if isinstance(i, slice):
-            return [self[j] for j in range(*i.indices(len(self)))]
-        i = range(len(self))[i]
+    def at(self, i: int) -> dict[str, Any]:
         tokens = self.tokens.piece(i)[0].tolist()
         return {"input_ids": tokens, "attention_mask": [1] * len(tokens), "labels": list(tokens),
                 "_row": self.tokens.row(i)}  # fmt: skip

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,20 +27,27 @@ def outputs(
     order = sorted(range(len(encoded)), key=lambda i: (-lengths[i], i))
     device = next(model.parameters()).device
     items: list[Any] = [None] * len(encoded)
+    with evaluating(model):
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            batch = {name: values.to(device) for name, values in collate([encoded[i] for i in chosen]).items()}
+            output = model(**{name: values for name, values in batch.items() if name != "labels"})
+            for i, item in zip(chosen, found(output, batch), strict=True):
+                items[i] = item
+    return items
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; on the way out each module is in the mode that it was in."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.no_grad():
-            for start in range(0, len(order), batch_size):
-                chosen = order[start : start + batch_size]
-                batch = {name: values.to(device) for name, values in collate([encoded[i] for i in chosen]).items()}
-                output = model(**{name: values for name, values in batch.items() if name != "labels"})
-                for i, item in zip(chosen, found(output, batch), strict=True):
-                    items[i] = item
+            yield
     finally:
         for module, training in modes.items():
             module.training = training
-    return items
 
 
 def length(example: Example) -> int:

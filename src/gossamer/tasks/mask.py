@@ -31,10 +31,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gossamer.errors import BadData, BadFile, BadPlan
+from gossamer.errors import BadData, BadPlan
 from gossamer.tasks.masking import Masked, masked
 from gossamer.tasks.pretrained import load_model
 from gossamer.tasks.readers import Table
+from gossamer.tasks.task import described
 from gossamer.tasks.texts import column, text_column
 from gossamer.tasks.tokens import Cut, around, check_room, padded, perplexity, tokenize
 
@@ -89,12 +90,7 @@ class Mask:
     @classmethod
     def read(cls, description: Mapping[str, Any]) -> Mask:
         """The task that `describe` described. Raises BadFile when it is of another kind."""
-        try:
-            return cls(**description)
-        except TypeError as error:
-            raise BadFile(
-                f"the delta describes its task in a way that this gossamer does not know ({error}); upgrade it"
-            ) from None
+        return described(cls, description)
 
     def describe(self) -> dict[str, Any]:
         """Plain JSON, for the delta's file."""
@@ -107,7 +103,6 @@ class Mask:
 
         model, head = load_model(AutoModelForMaskedLM, base, seed)
         check_room(model, self.max_length)
-        # its loss is a mean over the batch's masks; or Trainer takes it for a sum that it has divided by accumulation itself
         output, inputs = model.get_output_embeddings(), model.get_input_embeddings()  # type: ignore[operator]
         if output is None:
             raise BadPlan(f"the masked language model of {base!r} names no output embedding; choose another base")

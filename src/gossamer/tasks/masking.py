@@ -6,16 +6,17 @@ See `mask.py` for what is masked, and why nothing is drawn from a running genera
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from typing import Any, overload
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 
+from gossamer.tasks.lazy import Lazy
 from gossamer.tasks.tokens import Tokens
 
 
-class Masked(Sequence[dict[str, Any]]):
+class Masked(Lazy[dict[str, Any]]):
     """Examples that are masked when they are asked for: by what they hold, or, after `set_epoch`, by the epoch."""
 
     def __init__(
@@ -31,16 +32,7 @@ class Masked(Sequence[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.tokens)
 
-    @overload
-    def __getitem__(self, i: int) -> dict[str, Any]: ...
-
-    @overload
-    def __getitem__(self, i: slice) -> list[dict[str, Any]]: ...
-
-    def __getitem__(self, i: int | slice) -> Any:
-        if isinstance(i, slice):
-            return [self[j] for j in range(*i.indices(len(self)))]
-        i = range(len(self))[i]
+    def at(self, i: int) -> dict[str, Any]:
         ids, goes_on = self.tokens.piece(i)
         if self.epoch is None:
             known = int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=16).digest(), "little")

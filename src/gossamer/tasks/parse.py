@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.delta.base import backbone, outer_parameters
-from gossamer.errors import BadData, BadFile, BadPlan
+from gossamer.errors import BadData, BadPlan
 from gossamer.tasks import treebank
 from gossamer.tasks.pretrained import load_model
 from gossamer.tasks.readers import Table, size
+from gossamer.tasks.task import described
 
 METRICS = ("las", "uas")
 LONGEST = 2000  # words of a sentence: its arcs are as many as their square
@@ -88,12 +89,7 @@ class Parse:
     @classmethod
     def read(cls, description: Mapping[str, Any]) -> Parse:
         """The task that `describe` described. Raises BadFile when it is of another kind."""
-        try:
-            return cls(**{**description, "deprels": tuple(description["deprels"])})
-        except (KeyError, TypeError) as error:
-            raise BadFile(
-                f"the delta describes its task in a way that this gossamer does not know ({error}); upgrade it"
-            ) from None
+        return described(cls, description)
 
     def describe(self) -> dict[str, Any]:
         """Plain JSON, for the delta's file."""

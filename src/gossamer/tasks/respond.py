@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from gossamer.errors import BadData
-from gossamer.tasks.tokens import padded
+from gossamer.tasks.infer import evaluating
+from gossamer.tasks.tokens import padded, positions
 
 
 def generated(
@@ -32,7 +32,7 @@ def generated(
     """
     from transformers import GenerationConfig
 
-    room = getattr(model.config, "max_position_embeddings", None)
+    room = positions(model)
     for example in encoded:
         if room and len(example["input_ids"]) + max_new_tokens > room:
             raise BadData(
@@ -45,18 +45,12 @@ def generated(
     settings = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=bool(sampled), eos_token_id=ends, pad_token_id=pad,
                                 **sampled)  # fmt: skip
     device, texts = next(model.parameters()).device, dict[int, str]()
-    modes = {module: module.training for module in model.modules()}
     order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i]["input_ids"]), i))
-    model.eval()
-    try:
+    with evaluating(model):
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = padded([encoded[i] for i in chosen], pad, left=True)
-            with torch.no_grad():
-                made = model.generate(**{n: t.to(device) for n, t in batch.items()}, generation_config=settings)  # type: ignore[operator]
+            made = model.generate(**{n: t.to(device) for n, t in batch.items()}, generation_config=settings)  # type: ignore[operator]
             for i, tokens in zip(chosen, made[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
                 texts[i] = tokenizer.decode(tokens, skip_special_tokens=True).strip()
-    finally:
-        for module, training in modes.items():
-            module.training = training
     return [{"text": texts[i]} for i in range(len(encoded))]

@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from gossamer.errors import BadData, BadFile, BadPlan
+from gossamer.errors import BadData, BadPlan
 from gossamer.tasks.pretrained import load_model
 from gossamer.tasks.readers import Table
 from gossamer.tasks.spans import looks_like_spans, spans_of, to_iob2
+from gossamer.tasks.task import described
 from gossamer.tasks.words import encode_words
 
 WORDS = ("words", "tokens", "forms")
@@ -101,13 +102,7 @@ class Tag:
     @classmethod
     def read(cls, description: Mapping[str, Any]) -> Tag:
         """The task that `describe` described. Raises BadFile when it is of another kind."""
-        try:
-            known = dict(description)
-            return cls(**{**known, "fields": tuple(known["fields"]), "labels": tuple(known["labels"])})
-        except (KeyError, TypeError) as error:
-            raise BadFile(
-                f"the delta describes its task in a way that this gossamer does not know ({error}); upgrade it"
-            ) from None
+        return described(cls, description)
 
     def describe(self) -> dict[str, Any]:
         """Plain JSON, for the delta's file."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from importlib import import_module
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -142,14 +143,26 @@ def check_settings(name: str, given: Mapping[str, Any]) -> None:
         )
 
 
+def described(kind: Callable[..., Any], description: Mapping[str, Any]) -> Any:
+    """The task of a class that a description describes, as JSON gave it back: what were tuples are lists there.
+
+    Raises:
+        BadFile: it lacks something, or has something more, or of another kind.
+    """
+    tuples = {field.name for field in fields(kind) if str(field.type).startswith("tuple")}  # type: ignore[arg-type]
+    try:
+        return kind(**{
+            name: tuple(value) if name in tuples and value is not None else value for name, value in description.items()
+        })  # fmt: skip
+    except TypeError as error:
+        raise BadFile(
+            f"the delta describes its task in a way that this gossamer does not know ({error}); upgrade it"
+        ) from None
+
+
 def read_task(description: Mapping[str, Any]) -> Task:
     """The task that a delta describes. Raises BadPlan for an unknown one, BadFile for an unknown way to describe it."""
     name = description.get("name")
     if name not in TASKS:
         raise BadPlan(f"the delta's task {name!r} is not known to this gossamer; upgrade gossamer")
-    try:
-        return task_class(name).read(description)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise BadFile(
-            f"the delta describes its task in a way that this gossamer does not know ({error}); upgrade it"
-        ) from None
+    return task_class(name).read(description)

@@ -13,16 +13,17 @@ from array import array
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from gossamer.errors import BadData, BadPlan
+from gossamer.tasks.lazy import Lazy
 from gossamer.tasks.readers import Table
 
 TEXTS = ("text", "sentence", "content")
 _MARK = b"\xef\xbb\xbf"
 
 
-class Lines(Sequence[str]):
+class Lines(Lazy[str]):
     """The lines of a UTF-8 file that are not blank. `digest` is of its contents.
 
     Raises:
@@ -55,15 +56,7 @@ class Lines(Sequence[str]):
     def __len__(self) -> int:
         return len(self.starts)
 
-    @overload
-    def __getitem__(self, i: int) -> str: ...
-
-    @overload
-    def __getitem__(self, i: slice) -> list[str]: ...
-
-    def __getitem__(self, i: int | slice) -> str | list[str]:
-        if isinstance(i, slice):
-            return [self[j] for j in range(*i.indices(len(self)))]
+    def at(self, i: int) -> str:
         start = self.starts[i]
         end = self._bytes.find(b"\n", start)
         return self._bytes[start : None if end < 0 else end].decode().rstrip("\r")

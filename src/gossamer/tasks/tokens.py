@@ -226,13 +226,17 @@ def padded(examples: Iterable[dict[str, Any]], pad: int, *, left: bool = False) 
 
 def check_room(model: Any, max_length: int) -> None:
     """Refuses examples longer than the model has positions for, where its configuration says how many."""
+    room = positions(model)
+    if room and max_length > room:
+        raise BadPlan(f"max_length={max_length}, but this base has {room} positions; lower it")
+
+
+def positions(model: Any) -> int | None:
+    """How many tokens a model has positions for, where its configuration says so."""
     room = getattr(model.config, "max_position_embeddings", None)
     embedding = next((m for n, m in model.named_modules() if n.endswith("position_embeddings")), None)
     offset = getattr(embedding, "padding_idx", None)  # some bases begin to count after it
-    if room and offset is not None:
-        room -= offset + 1
-    if room and max_length > room:
-        raise BadPlan(f"max_length={max_length}, but this base has {room} positions; lower it")
+    return room - offset - 1 if room and offset is not None else room
 
 
 def perplexity(loss: float) -> float:

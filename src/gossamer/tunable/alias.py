@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from gossamer.errors import BadPlan
 
 Place = tuple[nn.Module, str, str]  # owner, attribute, name of the weight
+Swap = tuple[nn.Module, str, Any, bool | None]  # owner, attribute, what was there, Embedding.sparse
 Tap = Callable[[tuple[Any, ...], Tensor], Tensor]  # arguments of a forward and its output → new output
 
 
@@ -31,9 +32,7 @@ class Frame:
         self.names = names  # the weights that may need aliases
         self.own = own  # attribute → name, of the weights that it owns
         self.tap: Tap | None = None  # what makes a new output of its output; its own weights then need no alias
-        self.undo: list[
-            tuple[nn.Module, str, Any, bool | None]
-        ] = []  # owner, attribute, what was there, Embedding.sparse
+        self.undo: list[Swap] = []
         self.memo: dict[Any, Any] = {}  # whatever the maker of aliases wants to remember until the forward ends
 
 
@@ -85,11 +84,7 @@ class Aliases:
 
         def enter(module: nn.Module, args: Any) -> None:
             if module is not hooked:
-                if torch.is_grad_enabled() or not self.copies:
-                    raise BadPlan(
-                        "a copy of a tuned model cannot be trained (deepcopy, or DataParallel over several GPUs): tune the "
-                        "copy itself, or use DistributedDataParallel"
-                    )
+                refuse_copy(unless=self.copies)
                 return
             if frames and hooked is self.model and not any(frame.module is hooked for frame in frames):
                 self.undo(to=0)  # an interrupted forward may have left something
@@ -152,3 +147,12 @@ class Aliases:
         for hook in self._hooks:
             hook.remove()
         self.undo(to=0)
+
+
+def refuse_copy(*, unless: bool) -> None:
+    """Raises BadPlan where a copy of a tuned model runs: `unless` it may, without gradients."""
+    if torch.is_grad_enabled() or not unless:
+        raise BadPlan(
+            "a copy of a tuned model cannot be trained (deepcopy, or DataParallel over several GPUs): tune the copy itself, "
+            "or use DistributedDataParallel"
+        )

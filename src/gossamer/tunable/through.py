@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from gossamer.delta.overlay import Added
 from gossamer.delta.quantized import plain, quantized
-from gossamer.errors import BadPlan
+from gossamer.tunable.alias import refuse_copy
 from gossamer.tunable.bridge import Saw, gather
 from gossamer.tunable.sampled import Layout, sampled
 
@@ -58,11 +58,7 @@ class Through:
         def enter(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
             entered.clear()  # a linear layer does not run within itself; an interrupted forward may have left something
             if module is not owner:
-                if torch.is_grad_enabled():
-                    raise BadPlan(
-                        "a copy of a tuned model cannot be trained (deepcopy, or DataParallel over several GPUs): tune the "
-                        "copy itself, or use DistributedDataParallel"
-                    )
+                refuse_copy(unless=True)
                 return None
             found = Beneath(None) if name is None else self.beneath(name)
             if not torch.is_grad_enabled():

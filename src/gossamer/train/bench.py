@@ -1,0 +1,99 @@
+"""Bench: a base with a task's head and its tokenizer, and what a delta makes of it: what training and evaluation need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from gossamer.delta.apply import applied
+from gossamer.delta.delta import Delta
+from gossamer.delta.store import load
+from gossamer.errors import BadPlan
+from gossamer.tasks.infer import outputs
+from gossamer.tasks.pretrained import load_tokenizer
+from gossamer.tasks.readers import Table, read, renamed
+from gossamer.tasks.task import Examples, Responds, Task, read_task
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A base with a task's head and its tokenizer: what training and evaluation need.
+
+    `columns` are those of the data that were renamed for the task (see `readers.renamed`).
+    """
+
+    task: Task
+    model: nn.Module
+    head: list[str]
+    tokenizer: Any
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def set_up(cls, task: Task, base: str, seed: int = 0) -> Bench:
+        tokenizer = load_tokenizer(base)
+        model, head = task.build(base, seed)
+        return cls(task, model, head, tokenizer)
+
+    @property
+    def collate(self) -> Any:
+        return self.task.collate(self.tokenizer)
+
+    def read(self, source: str) -> Table:
+        """Data for this task; labels may lack."""
+        return renamed(read(source, self.task.formats), self.columns, source, partly=True)
+
+    def score(self, delta: Delta, examples: Examples) -> Mapping[str, float]:
+        """The scores of the base with a delta on it: of what the file holds, not of the training state."""
+        return self.task.scores(self.run(delta, examples), examples)
+
+    def run(self, delta: Delta, examples: Examples) -> list[Any]:
+        """What the task finds in each example, by the base with a delta on it."""
+        with applied(self.model, delta):
+            return self.look(examples)
+
+    def answer(self, delta: Delta, examples: Examples) -> list[dict[str, Any]]:
+        """The task's answers, by the base with a delta on it: found in a forward, or generated."""
+        if isinstance(self.task, Responds):
+            with applied(self.model, delta):
+                return self.task.respond(self.model, self.tokenizer, examples)
+        return self.task.answers(self.run(delta, examples), examples)
+
+    def look(self, examples: Examples) -> list[Any]:
+        """What the task finds in each example, by the model as it stands."""
+        return outputs(self.model, examples, self.collate, self.task.found)
+
+
+def open_delta(path: str | Path, base: str | None = None) -> tuple[Delta, Bench]:
+    """A delta from a file, with its task set up over its base: what `eval`, `predict` and `merge` need.
+
+    Deltas that it was trained on top of are looked for beside it and added.
+    """
+    delta = load(path)
+    about = delta.about
+    if "task" not in about:
+        raise BadPlan(
+            f"{path} names no task, so it cannot predict by itself; apply it in Python: gossamer.applied(model, delta)"
+        )
+    named = base or about.get("base")
+    if not named:
+        raise BadPlan(f"{path} does not name its base; say which: --base MODEL")
+    columns = about.get("settings", {}).get("columns", {})
+    bench = replace(Bench.set_up(read_task(about["task"]), named), columns=columns)
+    absent = [name for name in bench.head if name not in delta.head]
+    if absent:
+        raise BadPlan(
+            f"{path} holds no {absent[0]!r}, so its task has no trained head; only a delta with its head predicts"
+        )
+    for part in about.get("on", []):
+        beside = Path(path).with_name(part["file"])
+        if not beside.is_file():
+            raise BadPlan(f"{path} was trained on top of {part['file']}, which is not beside it; put it at {beside}")
+        under = load(beside)
+        if under.digest != part["digest"]:
+            raise BadPlan(f"{beside} is not the delta that {path} was trained on top of (digest differs)")
+        delta = delta + under.without_head()
+    return replace(delta, about=about), bench
