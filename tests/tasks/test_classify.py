@@ -158,3 +158,10 @@ def test_docstring_passages_are_real_distinct_and_seeded() -> None:
     train, test = split(table)
     assert (len(train["text"]), len(test["text"])) == (320, 80)
     assert not set(train["text"]) & set(test["text"])
+
+
+def test_labels_of_mixed_types_are_one_label_where_they_mean_one() -> None:
+    table = {"text": list("abcdef"), "label": [1, "1", 1.0, True, 0, "no"]}
+    task = Classify.plan(table)
+    assert task.labels == ("0", "1", "no")
+    assert [task.labels[i] for i in task._targets(table)] == ["1", "1", "1", "1", "0", "no"]
