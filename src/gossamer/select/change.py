@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gossamer.delta.support import Support
-from gossamer.delta.topk import apportion, top_k
+from gossamer.delta.topk import apportion, free, top_k
 from gossamer.errors import BadPlan
 
 
@@ -34,14 +34,14 @@ def change(
 
     def moved(name: str) -> Tensor:
         score = differences[name].detach().abs().reshape(-1)  # a tensor of its own, for as long as it is ranked
-        if without and name in without:
-            score[without[name]] = 0.0
         if kept and name in kept:
             score[kept[name]] = score[kept[name]].clamp(min=torch.finfo(score.dtype).tiny)
+        if without and name in without:
+            score[without[name]] = 0.0
         return score
 
     available = {name: int(torch.count_nonzero(moved(name))) for name in differences}
-    shares = apportion({name: d.numel() for name, d in differences.items()}, k) if per_tensor else {}
+    shares = apportion(free({n: d.numel() for n, d in differences.items()}, without), k) if per_tensor else {}
     lacking = [name for name, share in shares.items() if available[name] < share]
     if sum(available.values()) < k or lacking:
         where = f" (too few in {lacking[0]!r} for its share)" if lacking else ""
@@ -49,4 +49,4 @@ def change(
             f"k = {k:,} weights were asked for but only {sum(available.values()):,} moved in the first phase{where}; "
             "train it longer or at a larger rate, or lower the density"
         )
-    return top_k({name: (lambda name=name: moved(name)) for name in differences}, k, per_tensor=per_tensor)
+    return top_k({name: (lambda name=name: moved(name)) for name in differences}, k, per_tensor=per_tensor, without=without)
