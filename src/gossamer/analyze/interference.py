@@ -135,7 +135,9 @@ class Interference:
             lines.append(f"{f'{a} + {b}':<{wide}}  {met.jaccard:7.2%} ({met.chance:6.2%})   {met.conflict:9.1%} "
                          f"({met.conflict_mass:4.0%})  {met.cosine:+7.3f}  {met.ratio:9.3g}  {lost}")  # fmt: skip
         if len(self.names) > 2:
-            lines.append("in the sum of all, predicted: " + ", ".join(f"{n} {x:.2f}" for n, x in self.predicted.items()))
+            lines.append(
+                "in the sum of all, predicted: " + ", ".join(f"{n} {x:.2f}" for n, x in self.predicted.items())
+            )
         return "\n".join([*lines, "predicted: the share of what a delta gained that the sum costs it, without data"])
 
 
@@ -161,7 +163,9 @@ def interference(*deltas: Delta, names: Sequence[str] | None = None) -> Interfer
     (1, 1, -0.632, 1.2)
     """
     if len(deltas) < 2 or not all(isinstance(delta, Delta) for delta in deltas):
-        raise BadPlan(f"interference is between two or more deltas; got {len(deltas)} of {[type(d).__name__ for d in deltas]}")
+        raise BadPlan(
+            f"interference is between two or more deltas; got {len(deltas)} of {[type(d).__name__ for d in deltas]}"
+        )
     called = tuple(names) if names is not None else _letters(len(deltas))
     if len(called) != len(deltas) or len(set(called)) != len(called):
         raise BadPlan(f"names={list(called)}: expected {len(deltas)} names, no two alike")

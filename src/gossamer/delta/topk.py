@@ -128,7 +128,9 @@ def _bracket(sample: Values, density: float) -> tuple[float, float]:
     return (float(s[-below]) if below <= s.size else -math.inf), (float(s[-above]) if above >= 1 else math.inf)
 
 
-def _threshold(scores: Scores, k: int, lo: float, hi: float, without: Support, *, room: int) -> tuple[float, int] | None:
+def _threshold(
+    scores: Scores, k: int, lo: float, hi: float, without: Support, *, room: int
+) -> tuple[float, int] | None:
     """(t, how many scores equal to t are wanted); None if t is not in lo … hi or more than `room` values lie between."""
     above, at_hi, at_lo, between, size = 0, 0, 0, [], 0
     for name, _, chunk in _chunks(scores, without):
@@ -176,7 +178,10 @@ def _collect(scores: Scores, t: float, ties: int, without: Support) -> Support:
 def _chunks(scores: Scores, without: Support) -> Iterator[tuple[str, int, Values]]:
     """(name, first flat index, values in float32 or float64) of every chunk, in order; −∞ where none may be chosen."""
     for name, score in scores.items():
-        flat, barred = _read(score).detach().reshape(-1), without[name].numpy() if name in without else np.zeros(0, np.int64)
+        flat, barred = (
+            _read(score).detach().reshape(-1),
+            without[name].numpy() if name in without else np.zeros(0, np.int64),
+        )
         for start in range(0, flat.numel(), CHUNK):
             chunk = _array(flat[start : start + CHUNK])
             first, last = np.searchsorted(barred, (start, start + chunk.size))

@@ -13,7 +13,9 @@ from gossamer.delta.support import Support
 from gossamer.delta.topk import top_k
 
 
-def fisher(squares: Mapping[str, Tensor], k: int, *, per_tensor: bool = False, without: Support | None = None) -> Support:
+def fisher(
+    squares: Mapping[str, Tensor], k: int, *, per_tensor: bool = False, without: Support | None = None
+) -> Support:
     """The k largest Σ_b g_b²; `squares` holds that sum for each parameter (see `scoring.accumulate`). None of `without`.
 
     >>> import torch

@@ -13,7 +13,9 @@ from gossamer.delta.support import Support
 from gossamer.delta.topk import top_k
 
 
-def gradient(gradients: Mapping[str, Tensor], k: int, *, per_tensor: bool = False, without: Support | None = None) -> Support:
+def gradient(
+    gradients: Mapping[str, Tensor], k: int, *, per_tensor: bool = False, without: Support | None = None
+) -> Support:
     """The k largest |g|; `gradients` holds Σ_b g_b of each parameter (see `scoring.accumulate`). None of `without`.
 
     >>> import torch

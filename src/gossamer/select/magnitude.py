@@ -11,7 +11,14 @@ from gossamer.delta.support import Support
 from gossamer.delta.topk import top_k
 
 
-def magnitude(parameters: Mapping[str, Tensor], k: int, *, smallest: bool = False, per_tensor: bool = False, without: Support | None = None) -> Support:
+def magnitude(
+    parameters: Mapping[str, Tensor],
+    k: int,
+    *,
+    smallest: bool = False,
+    per_tensor: bool = False,
+    without: Support | None = None,
+) -> Support:
     """The k entries with the largest |θ0|; `smallest` takes the other end. None of `without`.
 
     >>> import torch
