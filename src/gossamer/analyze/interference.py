@@ -53,6 +53,8 @@ class Meeting:
     against: float = 0.0  # Σ |a·b| over conflicts
     a_squared: float = 0.0  # ‖a‖²
     b_squared: float = 0.0
+    a_shared: float = 0.0  # Σ a² over shared entries
+    b_shared: float = 0.0
 
     def __add__(self, other: Meeting) -> Meeting:
         return Meeting(*(mine + theirs for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True)))
@@ -247,7 +249,7 @@ def _meet(size: int, a: Change | None, b: Change | None, of_a: tuple[int, float]
     differ = product < 0
     return Meeting(size, *counts, int(both.sum()), counts[0] * counts[1] / max(size, 1), int(differ.sum()), float(least.sum()),
                    float(least[differ].sum()), float(product.sum()), -float(product[differ].sum()), of_a[1],
-                   of_b[1])  # fmt: skip
+                   of_b[1], float(x[both] @ x[both]), float(y[both] @ y[both]))  # fmt: skip
 
 
 def _common(a: Change, b: Change) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ Three states of one base with the delta's own head: without its change, with it 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
@@ -72,8 +72,8 @@ class Together:
         parts = [self.deltas[name], *(self.deltas[other].without_head() for other in others), *under.values()]
         return reduce(add, parts)
 
-    def measure(self, name: str, data: str, groups: list[tuple[str, ...]]) -> list[Kept]:
-        """What a delta keeps of its task on data, in the sum with each group of others.
+    def measure(self, name: str, data: str, groups: Iterable[tuple[str, ...]]) -> Iterator[Kept]:
+        """What a delta keeps of its task on data, in the sum with each group of others, one after another.
 
         Raises:
             GossamerError: what `open_delta` and the task say about the file and the data.
@@ -92,8 +92,7 @@ class Together:
         under: Delta = reduce(add, self._under[name].values(), Delta({}))
         without = look(replace(under, head=own.head))
         alone = look(own)
-        return [
-            Kept(name, group, bench.task.metric, bench.task.metric in bench.task.falling, size(table), without, alone,
-                 look(self.sum(name, group)))
-            for group in groups
-        ]  # fmt: skip
+        metric = bench.task.metric
+        for group in groups:
+            summed = look(self.sum(name, group))
+            yield Kept(name, group, metric, metric in bench.task.falling, size(table), without, alone, summed)
