@@ -1,4 +1,6 @@
-"""Two examples a verb, shown at the end of its help; tests run every one of them."""
+"""Two examples a verb, shown at the end of its help; tests run every one of them. Verbs of two words lie in a group."""
+
+GROUPS = {"analyze": "Ask what deltas are to one another and to their base."}
 
 EXAMPLES = {
     "fit": (
@@ -33,6 +35,10 @@ EXAMPLES = {
         "gossamer compare --base minilm --train train.csv --eval dev.csv --methods random,fisher --seeds 2 --steps 9 --out two",
         "gossamer compare --base minilm --train train.csv --eval dev.csv --test test.csv "
         "--methods full,random,lt-sft:rounds=2 --seeds 2 --lr-grid x1,x3 --epochs 1 --out three",
+    ),
+    "analyze interference": (
+        "gossamer analyze interference mine.safetensors second.safetensors",
+        "gossamer analyze interference mine.safetensors second.safetensors --data mine=test.csv --plot pairs.png",
     ),
     "demo": (
         "gossamer demo",

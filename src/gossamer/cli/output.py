@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -57,6 +58,14 @@ def scores_table(title: str, scores: Mapping[str, float], baseline: Mapping[str,
     rows = [[f"[bold]{n}[/]" if n == metric else n, f"{v:.4f}", f"{baseline[n]:.4f}" if n in baseline else ""]
             for n, v in scores.items()]  # fmt: skip
     return table(title, ["metric", "score", "majority baseline"], rows)
+
+
+def picture(path: Path | None) -> None:
+    """Raises BadPlan unless a picture can be written there."""
+    if path and path.suffix not in (".png", ".svg", ".pdf"):
+        raise BadPlan(f"--plot {path}: expected a picture whose name ends in .png, .svg or .pdf")
+    if path and not path.parent.is_dir():
+        raise BadPlan(f"--plot {path}: there is no folder {path.parent}")
 
 
 def size(nbytes: float) -> str:
