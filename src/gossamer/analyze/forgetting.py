@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -114,3 +115,23 @@ def _sample(batches: Iterable[Mapping[str, Tensor]], special: set[int], tokens: 
     return [
         part[drawn[(drawn >= a) & (drawn < b)] - a] for part, a, b in zip(ordinary, ends[:-1], ends[1:], strict=True)
     ]
+
+
+def plot(found: Mapping[str, Forgetting], path: Path) -> None:
+    """Writes RSA and CKA, layer by layer, a line a delta."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained", sharey=True)
+    for name, one in found.items():
+        for axis, values in zip(axes, (one.rsa, one.cka), strict=True):
+            axis.plot(range(len(values)), values, marker=".", label=name)
+    for axis, title in zip(axes, ("RSA with the base", "linear CKA with the base"), strict=True):
+        axis.set_title(title, loc="left")
+        axis.set_xlabel("layer (0: embeddings)")
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -40,6 +40,10 @@ EXAMPLES = {
         "gossamer analyze interference mine.safetensors second.safetensors",
         "gossamer analyze interference mine.safetensors second.safetensors --data mine=test.csv --plot pairs.png",
     ),
+    "analyze forgetting": (
+        "gossamer analyze forgetting mine.safetensors second.safetensors --data dev.csv --fields text_a",
+        "gossamer analyze forgetting mine.safetensors --data dev.csv --fields text_a --tokens 500 --plot forgetting.png --json",
+    ),
     "demo": (
         "gossamer demo",
         "gossamer demo --quick --out quick-demo",

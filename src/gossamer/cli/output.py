@@ -114,3 +114,16 @@ def progress() -> Iterator[Bar]:
                TextColumn("{task.fields[loss]}"))  # fmt: skip
     with Progress(*columns, console=notes, refresh_per_second=4 if sys.stderr.isatty() else 0.1) as bar:
         yield Bar(bar)
+
+
+def named(given: tuple[str, ...]) -> dict[str, Path]:
+    """Files by their names: name=file, or called as the file is without its ending."""
+    paths: dict[str, Path] = {}
+    for one in given:
+        name, sign, path = one.partition("=")
+        if not sign or Path(one).exists():
+            name, path = Path(one).stem, one
+        if name in paths:
+            raise BadPlan(f"{paths[name]} and {path} are both called {name!r}; name them: one={paths[name]} two={path}")
+        paths[name] = Path(path)
+    return paths

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from gossamer.analyze.interference import Interference
 from gossamer.analyze.interference import interference as meet
 from gossamer.analyze.picture import plot as draw
-from gossamer.cli.output import Flag, console, emit, picture, quiet, table
+from gossamer.cli.output import Flag, console, emit, named, picture, quiet, table
 from gossamer.delta.delta import Delta
 from gossamer.delta.store import load
 from gossamer.errors import BadPlan
@@ -40,7 +40,9 @@ def interference(
         Print the facts as JSON.
     """
     picture(plot)
-    paths = _named(deltas)
+    paths = named(deltas)
+    if len(paths) < 2:
+        raise BadPlan(f"analyze interference is between two or more deltas; got {len(paths)}")
     sources = _sources(data or [], paths)
     if base and not sources:
         raise BadPlan("--base is the model that --data are measured on; give --data too")
@@ -96,20 +98,6 @@ def _print(found: Interference, loaded: dict[str, Delta]) -> None:
     modules = [name for name, delta in loaded.items() if delta.grafts]
     if modules:
         console.print(f"the modules that {', '.join(modules)} add take no part in this", highlight=False)
-
-
-def _named(given: tuple[str, ...]) -> dict[str, Path]:
-    paths: dict[str, Path] = {}
-    for one in given:
-        name, sign, path = one.partition("=")
-        if not sign or Path(one).exists():
-            name, path = Path(one).stem, one
-        if name in paths:
-            raise BadPlan(f"{paths[name]} and {path} are both called {name!r}; name them: one={paths[name]} two={path}")
-        paths[name] = Path(path)
-    if len(paths) < 2:
-        raise BadPlan(f"analyze interference is between two or more deltas; got {len(paths)}")
-    return paths
 
 
 def _sources(given: list[str], paths: dict[str, Path]) -> dict[str, str]:
