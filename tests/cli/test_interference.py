@@ -115,3 +115,16 @@ def test_mistakes(command: str, said: str, here: Path, capsys: pytest.CaptureFix
 def test_a_group_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["analyze", "--help"]) == 0
     assert "interference" in capsys.readouterr().out
+
+
+def test_what_only_another_kind_of_model_has_does_not_count(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sentences = "\n\n".join("\n".join(f"w{i + j} {'A' if j % 2 else 'B'}" for j in range(4)) for i in range(40))
+    Path("tags.txt").write_text(sentences + "\n")
+    tag = f"{FIT.replace('train.jsonl', 'tags.txt')} --task tag --out tag.safetensors"
+    assert run(shlex.split(tag)) == 0
+    capsys.readouterr()
+    a, tagger = gs.load("a.safetensors"), gs.load("tag.safetensors")
+    assert {n for n in a.terms if n.startswith("pooler")}, "a classifier pools, a tagger does not"
+    assert not {n for n in tagger.terms if n.startswith("pooler")}
+    for row in told("a.safetensors tag.safetensors --data a=dev.jsonl tag=tags.txt", capsys)["measured"]:
+        assert row["loss"]["sum"] != row["loss"]["alone"]
