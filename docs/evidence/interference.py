@@ -22,6 +22,7 @@ from scipy.stats import spearmanr
 
 import gossamer as gs
 from gossamer.analyze.interference import Interference
+from gossamer.cli.output import quiet
 from gossamer.train.together import Together
 
 # of a pair (a, b), as what a loses; `predicted` is what the library says, the others are what it was chosen from
@@ -122,4 +123,5 @@ def interval(rows: list[dict[str, Any]], guess: Any, loss: Any, draws: int = 100
 
 
 if __name__ == "__main__":
+    quiet()
     main(Path(sys.argv[1]), sys.argv[2:])

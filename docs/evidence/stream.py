@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import gossamer as gs
+from gossamer.cli.output import quiet
 from gossamer.train.together import Together
 
 ARMS = {"apart": "--avoid the earlier ones", "free": "chosen freely"}
@@ -64,4 +65,5 @@ def report(arm: str, names: list[str], rows: list[dict[str, Any]]) -> list[str]:
 
 
 if __name__ == "__main__":
+    quiet()
     main(Path(sys.argv[1]), sys.argv[2:])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +117,39 @@ def test_mistakes(command: str, said: str, here: Path, capsys: pytest.CaptureFix
 def test_a_group_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["analyze", "--help"]) == 0
     assert "interference" in capsys.readouterr().out
+
+
+def test_what_only_another_kind_of_model_has_does_not_count(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sentences = "\n\n".join("\n".join(f"w{i + j} {'A' if j % 2 else 'B'}" for j in range(4)) for i in range(40))
+    Path("tags.txt").write_text(sentences + "\n")
+    tag = f"{FIT.replace('train.jsonl', 'tags.txt')} --task tag --out tag.safetensors"
+    assert run(shlex.split(tag)) == 0
+    capsys.readouterr()
+    a, tagger = gs.load("a.safetensors"), gs.load("tag.safetensors")
+    assert {n for n in a.terms if n.startswith("pooler")}, "a classifier pools, a tagger does not"
+    assert not {n for n in tagger.terms if n.startswith("pooler")}
+    for row in told("a.safetensors tag.safetensors --data a=dev.jsonl tag=tags.txt", capsys)["measured"]:
+        assert row["loss"]["sum"] != row["loss"]["alone"]
+
+
+@pytest.mark.parametrize("script", ["interference", "stream"])
+def test_the_evidence_goes_on_where_it_stopped(
+    script: str, here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = runpy.run_path(str(Path(__file__).parents[2] / "docs/evidence" / f"{script}.py"))["main"]
+    if script == "interference":
+        given, rows = ["a=a.safetensors=dev.jsonl", "b=b.safetensors=test.jsonl", "c=c.safetensors=test.jsonl"], 4
+        store = tmp_path / "pairs.jsonl"
+    else:
+        given, rows, store = ["a=dev.jsonl", "c=test.jsonl"], 6, tmp_path / "scores.jsonl"
+        for arm in ("apart", "free"):
+            (tmp_path / arm).mkdir()
+            for name in "ac":
+                shutil.copy(f"{name}.safetensors", tmp_path / arm)
+    main(tmp_path, given)
+    whole, table = store.read_text(), (tmp_path / "table.md").read_text()
+    assert len(whole.splitlines()) == rows
+    store.write_text("".join(line + "\n" for line in whole.splitlines()[:-1]))
+    main(tmp_path, given)
+    assert (store.read_text(), (tmp_path / "table.md").read_text()) == (whole, table)
+    assert "Spearman" in table or "Backward transfer" in table

@@ -7,12 +7,13 @@ Three states of one base with the delta's own head: without its change, with it 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 from pathlib import Path
 
+from gossamer.delta.base import base_parameters
 from gossamer.delta.delta import Delta
 from gossamer.delta.store import load
 from gossamer.errors import BadData, BadPlan
@@ -75,6 +76,8 @@ class Together:
     def measure(self, name: str, data: str, groups: Iterable[tuple[str, ...]]) -> Iterator[Kept]:
         """What a delta keeps of its task on data, in the sum with each group of others, one after another.
 
+        Others may change weights that only their own kinds of model have (a pooler, for example): these have no say here.
+
         Raises:
             GossamerError: what `open_delta` and the task say about the file and the data.
         """
@@ -92,7 +95,13 @@ class Together:
         under: Delta = reduce(add, self._under[name].values(), Delta({}))
         without = look(replace(under, head=own.head))
         alone = look(own)
-        metric = bench.task.metric
+        metric, has = bench.task.metric, base_parameters(bench.model).keys()
         for group in groups:
-            summed = look(self.sum(name, group))
+            summed = look(_within(self.sum(name, group), has | own.terms.keys()))
             yield Kept(name, group, metric, metric in bench.task.falling, size(table), without, alone, summed)
+
+
+def _within(delta: Delta, names: Collection[str]) -> Delta:
+    """The part of a delta that lies in some parameters; the whole if that is none of it, so that `applied` refuses it."""
+    inside = {name: terms for name, terms in delta.terms.items() if name in names}
+    return replace(delta, terms=inside) if inside else delta
