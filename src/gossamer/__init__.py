@@ -1,5 +1,6 @@
 """Sparse, composable fine-tuning: a fine-tuning is a tiny, exact, composable difference on a frozen base."""
 
+from gossamer.compose.compose import compose
 from gossamer.delta.apply import applied, apply, merge
 from gossamer.delta.delta import Delta
 from gossamer.delta.store import load
@@ -9,4 +10,4 @@ from gossamer.train.plan import methods
 from gossamer.train.tune import tune
 
 __version__ = "0.1.0"
-__all__ = ["Delta", "GossamerError", "applied", "apply", "fit", "load", "merge", "methods", "tune"]
+__all__ = ["Delta", "GossamerError", "applied", "apply", "compose", "fit", "load", "merge", "methods", "tune"]
