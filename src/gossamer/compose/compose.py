@@ -134,6 +134,6 @@ def same_base(deltas: Mapping[str, Delta]) -> None:
     for name, delta in list(deltas.items())[1:]:
         assert first is not None
         try:
-            replace(first[1], terms={}, head={}, grafts=()) + replace(delta, terms={}, head={}, grafts=())
+            _ = replace(first[1], terms={}, head={}, grafts=()) + replace(delta, terms={}, head={}, grafts=())
         except GossamerError as error:
             raise BaseMismatch(f"{first[0]} and {name}: {error}") from None

@@ -70,4 +70,4 @@ def weights(deltas: Sequence[Delta]) -> list[float]:
             if length > 0:
                 mine = mine - (gram[i] @ other) / length * other
         q.append(mine if mine @ gram @ mine > 1e-12 * gram[i, i] else np.zeros(n))
-    return [float(w) for w in sum(q)]
+    return [float(w) for w in np.sum(q, axis=0)]
