@@ -23,6 +23,10 @@ EXAMPLES = {
         "gossamer merge mine.safetensors --out merged",
         "gossamer merge mine.safetensors --base minilm --out merged --force",
     ),
+    "compose": (
+        "gossamer compose 't + 0.5*u' t=mine.safetensors u=second.safetensors --head t --out both.safetensors",
+        "gossamer compose --method ties --density 0.3 t=mine.safetensors u=second.safetensors --head t --out merged.safetensors",
+    ),
     "data": (
         "gossamer data train.csv --task classify --against test.csv",
         "gossamer data train.csv --json",
