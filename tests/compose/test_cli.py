@@ -204,3 +204,21 @@ def test_one_clear_error(here: Path, capsys: pytest.CaptureFixture[str], command
     Delta.of({"pooler.dense.bias": Dense(torch.ones(16))}, base=known).save("other.safetensors", force=True)
     assert message in failed(command, capsys)
     assert not Path("no.safetensors").exists()
+
+
+def test_a_sum_across_kinds_of_model_is_scored(tmp_path, monkeypatch, capsys):
+    """A classifier's delta changes the pooler, which a tagger lacks: there it has no say."""
+    folder = task_directory(tmp_path / "kinds")
+    monkeypatch.chdir(folder)
+    (folder / "tags.txt").write_text(
+        "\n\n".join("\n".join(f"w{i + j} {'B-PER' if j % 2 else 'O'}" for j in range(4)) for i in range(20))
+    )
+    for more in (
+        "--train train.jsonl --method full --lr 0.01 --out c.safetensors",
+        "--task tag --train tags.txt --method random --density 0.02 --out t.safetensors",
+    ):
+        assert run(shlex.split(f"fit --base base --steps 2 {more}")) == 0
+    assert run(shlex.split("compose 't + 0.5*c' t=t.safetensors c=c.safetensors --head t --out both.safetensors")) == 0
+    assert any("pooler" in name for name in gs.load("both.safetensors").terms)
+    capsys.readouterr()
+    assert run(shlex.split("eval both.safetensors --data tags.txt --json")) == 0

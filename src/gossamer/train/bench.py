@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from gossamer.delta.apply import applied
+from gossamer.delta.base import base_parameters
 from gossamer.delta.delta import Delta
 from gossamer.delta.store import load
 from gossamer.errors import BadPlan
@@ -110,4 +111,8 @@ def open_delta(path: str | Path, base: str | None = None) -> tuple[Delta, Bench]
         if under.digest != part["digest"]:
             raise BadPlan(f"{beside} is not the delta that {path} was trained on top of (digest differs)")
         delta = delta + under.without_head()
+    if (
+        "composition" in about
+    ):  # parts may be of other kinds of model, whose own weights (a pooler) have no say in this one
+        delta = delta.within(base_parameters(bench.model))
     return replace(delta, about=about), bench

@@ -7,7 +7,7 @@ Three states of one base with the delta's own head: without its change, with it 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
@@ -97,11 +97,5 @@ class Together:
         alone = look(own)
         metric, has = bench.task.metric, base_parameters(bench.model).keys()
         for group in groups:
-            summed = look(_within(self.sum(name, group), has | own.terms.keys()))
+            summed = look(self.sum(name, group).within(has))
             yield Kept(name, group, metric, metric in bench.task.falling, size(table), without, alone, summed)
-
-
-def _within(delta: Delta, names: Collection[str]) -> Delta:
-    """The part of a delta that lies in some parameters; the whole if that is none of it, so that `applied` refuses it."""
-    inside = {name: terms for name, terms in delta.terms.items() if name in names}
-    return replace(delta, terms=inside) if inside else delta

@@ -112,9 +112,7 @@ def _prepared(
 
         def scored(delta: Delta) -> Any:
             # the pretrained task's class may lack what another has, as a pooler, on which its states do not depend
-            return bench.score(
-                replace(delta, terms={n: t for n, t in delta.terms.items() if n in known}) + only, examples
-            )
+            return bench.score(delta.within(known) + only, examples)
 
         score, losses = scored, ["loss", "perplexity"]
     texts = list(column(table, text_column(table, fields)))
