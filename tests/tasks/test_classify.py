@@ -14,6 +14,7 @@ from gossamer.errors import BadData, BadPlan
 from gossamer.tasks.classify import Classify
 from gossamer.tasks.docstrings import passages, split
 from gossamer.tasks.pretrained import load_tokenizer, locate
+from gossamer.tasks.readers import read
 from gossamer.tasks.task import plan_task, read_task
 from tests.tiny import tokenizer
 
@@ -165,3 +166,36 @@ def test_labels_of_mixed_types_are_one_label_where_they_mean_one() -> None:
     task = Classify.plan(table)
     assert task.labels == ("0", "1", "no")
     assert [task.labels[i] for i in task._targets(table)] == ["1", "1", "1", "1", "0", "no"]
+
+
+NLI = {
+    "premise": ["w1 w2", "w3", "w4"],
+    "hypothesis": ["w5", "w6", "w7"],
+    "label": ["neutral", "entailment", "contradiction"],
+}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "language\tpremise\thypothesis\tlabel",
+        "language\tsentence1\tsentence2\tgold_label",
+        "lang\ttext_a\ttext_b\tlabel",
+    ],
+)
+def test_a_collection_of_another_header_is_read_as_it_was_trained(header: str, tmp_path: Path) -> None:
+    path = tmp_path / "dev.tsv"  # of AmericasNLI's shape: a quotation mark is a character
+    rows = zip(*NLI.values(), strict=True)
+    path.write_text("\n".join([header, *("gn\t" + "\t".join(row) for row in rows)]) + "\n", "utf-8")
+    task = plan(NLI)
+    assert task.encode(tokenizer(), read(str(path))) == task.encode(tokenizer(), NLI)
+
+
+def test_other_headers_are_errors_not_guesses() -> None:
+    task = plan(NLI)
+    with pytest.raises(
+        BadData, match="no column 'hypothesis'"
+    ):  # it has one of the pair, so it was not meant otherwise
+        task.encode(tokenizer(), {"premise": ["a"], "sentence1": ["a"], "sentence2": ["b"], "label": ["neutral"]})
+    with pytest.raises(BadData, match="'0' in row 1 was not seen"):  # which number is which label, only its makers know
+        task.encode(tokenizer(), {**NLI, "label": ["0", "1", "2"]})

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.errors import BadData, BadPlan
+from gossamer.tasks.cuts import say_cut
 from gossamer.tasks.infer import shown
 from gossamer.tasks.pretrained import load_model, locate
 from gossamer.tasks.readers import Table, size
@@ -111,7 +112,9 @@ class Choose:
         contexts, candidates = self._texts(table)
         first = [context for context in contexts for _ in range(self.count)]
         flat = [candidate for row in candidates for candidate in row]
-        columns = dict(tokenizer(first, flat, truncation=True, max_length=self.max_length))
+        encoded = tokenizer(first, flat, truncation=True, max_length=self.max_length)
+        say_cut(encoded, self.max_length)
+        columns = dict(encoded)
         targets = self._targets(table) if labelled else []
         made = []
         for row, texts in enumerate(candidates):

@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from gossamer.errors import BadData, BadPlan
+from gossamer.tasks.cuts import say_cut
 from gossamer.tasks.infer import shown
 from gossamer.tasks.marks import has_spans, marked
 from gossamer.tasks.pretrained import load_model
@@ -24,7 +25,7 @@ from gossamer.tasks.task import described
 PAIRS = (("text_a", "text_b"), ("premise", "hypothesis"), ("sentence1", "sentence2"), ("question", "sentence"),
          ("question1", "question2"), ("text", "text_pair"), ("text", "pair"))  # fmt: skip
 SINGLES = ("text", "sentence", "review", "content")
-LABELS = ("label", "labels", "target", "score", "class")
+LABELS = ("label", "labels", "target", "score", "class", "gold_label")
 METRICS = ("accuracy", "f1", "accuracy_f1", "matthews")
 NUMBER_METRICS = ("pearson_spearman", "pearson", "spearman")
 
@@ -98,22 +99,28 @@ class Classify:
 
     def encode(self, tokenizer: Any, table: Table, *, labelled: bool = True) -> list[dict[str, Any]]:
         """Examples for the model: input ids, …, and `labels` if labelled."""
-        texts = [[_text(value, name, row) for row, value in enumerate(_column(table, name))] for name in self.fields]
+        names = _like(table, self.fields)
+        texts = [[_text(value, name, row) for row, value in enumerate(_column(table, name))] for name in names]
         if self.spans:
             texts[0] = marked(table, self.fields[0])
         if len(texts) > 2:
             between = f" {tokenizer.sep_token} " if tokenizer.sep_token else " "
             texts[1:] = [[between.join(parts) for parts in zip(*texts[1:], strict=True)]]
-        columns = dict(tokenizer(*texts, truncation=True, max_length=self.max_length))
+        encoded = tokenizer(*texts, truncation=True, max_length=self.max_length)
+        say_cut(encoded, self.max_length)
+        columns = dict(encoded)
         if labelled:
             columns["labels"] = self._targets(table)
         return [{name: values[i] for name, values in columns.items()} for i in range(size(table))]
 
     def _targets(self, table: Table) -> list[Any]:
+        label = self.label
+        if label not in table and label in LABELS:
+            label = next((name for name in LABELS if name in table), label)
         if self.labels is None:
-            return _numbers(table, self.label)
+            return _numbers(table, label)
         index = {name: i for i, name in enumerate(self.labels)}
-        names = _names(table, self.label)
+        names = _names(table, label)
         for row, name in enumerate(names):
             if name not in index:
                 raise BadData(
@@ -196,6 +203,16 @@ def _text_fields(table: Table, label: str) -> tuple[str, ...]:
             f"cannot tell which columns are the text among {', '.join(table)}; name them: --fields a or --fields a,b"
         )
     return tuple(texts)
+
+
+def _like(table: Table, fields: tuple[str, ...]) -> tuple[str, ...]:
+    """The columns of the text: `fields`, or, where the table has none of them, another usual pair of names, in its order.
+
+    So a file of one collection is read with what was trained on another: premise and hypothesis, sentence1 and sentence2.
+    """
+    if fields not in PAIRS or any(name in table for name in fields):
+        return fields
+    return next((pair for pair in PAIRS if all(name in table for name in pair)), fields)
 
 
 def _column(table: Table, name: str) -> list[Any]:

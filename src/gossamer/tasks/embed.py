@@ -9,7 +9,6 @@ Equal cosines share a rank, so that vectors that are all alike do not win; texts
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -22,6 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from gossamer.errors import BadData, BadPlan
 from gossamer.tasks.classify import LABELS, PAIRS, SINGLES
+from gossamer.tasks.cuts import say_cut
 from gossamer.tasks.pretrained import load_model
 from gossamer.tasks.readers import Table, size
 from gossamer.tasks.task import described
@@ -124,18 +124,12 @@ class Embed:
             columns = [next((n for n in (columns[0], *SINGLES) if n in table), columns[0])]
         limit = min(self.max_length, tokenizer.model_max_length)
         examples: list[dict[str, Any]] = [{"_row": row} for row in range(size(table))]
-        short = 0
         for side, name in zip(SIDES, columns, strict=False):
             encoded = tokenizer(_texts(table, name), truncation=True, max_length=limit, return_attention_mask=False)
             kept = [n for n in ("input_ids", "token_type_ids") if n in encoded]
             for row, example in enumerate(examples):
                 example.update({n + side: encoded[n][row] for n in kept})
-            short += sum(len(ids) == limit for ids in encoded["input_ids"])
-        if short:
-            logging.getLogger("gossamer").warning(
-                f"{short:,} of {size(table) * len(columns):,} texts fill all of {limit} tokens; what may be beyond is not read "
-                "(--max-length reads more)"
-            )
+            say_cut(encoded, limit)
         if labelled:
             targets = [y / self.scale for y in _numbers(table, self.label)] if self.label else [1.0] * size(table)
             for example, target in zip(examples, targets, strict=True):
