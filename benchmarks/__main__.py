@@ -10,6 +10,7 @@ from rich.console import Console
 
 from benchmarks import (
     apply,
+    compose,
     file,
     kernel,
     lt_sft,
@@ -28,7 +29,7 @@ from benchmarks.common import Figure, setting, table, write
 
 TOPICS = {"step": step, "kernel": kernel, "memory": memory, "state": state, "scaling": scaling, "file": file, "apply": apply,
           "topk": topk, "selection": selection, "startup": startup, "lt_sft": lt_sft, "scale": scale, "tasks": tasks,
-          "parse": parse}  # fmt: skip
+          "parse": parse, "compose": compose}  # fmt: skip
 
 
 def main() -> None:

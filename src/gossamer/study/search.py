@@ -64,7 +64,9 @@ class Search:
     def facts(self, data: str, metric: str) -> dict[str, Any]:
         """What decides a trial's score and place, so that a study is not gone on with under other conditions."""
         digests = {name: delta.digest for name, delta in self.deltas.items()}
-        return {"expression": self.expression, "deltas": digests, "numbers": dict(self.numbers), "over": list(self.over),
+        if Path(data).is_file():
+            digests["data"] = hashlib.sha256(Path(data).read_bytes()).hexdigest()[:32]
+        return {"expression": self.expression, "digests": digests, "numbers": dict(self.numbers), "over": list(self.over),
                 "range": [self.low, self.high], "head": self.head, "values": self.values, "seed": self.seed, "data": data,
                 "metric": metric}  # fmt: skip
 
