@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -46,7 +46,8 @@ def test_second_order_is_finite_differences(optimizer: str, method: str, recompu
         way_ = {n: torch.randn(g.shape, generator=rng, dtype=g.dtype) for n, g in grads.items()}
         plus, minus = (hypergradient(how, method, {n: s * 1e-5 * d for n, d in way_.items()})[0] for s in (1, -1))
         expected = (plus - minus) / 2e-5
-        assert torch.allclose(sum((grads[n] * way_[n]).sum() for n in grads), expected, rtol=1e-6, atol=1e-9)
+        along = torch.stack([(grads[n] * way_[n]).sum() for n in grads]).sum()
+        assert torch.allclose(along, expected, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -75,7 +76,7 @@ def test_without_inner_steps_it_is_the_multi_task_gradient(order: str) -> None:
             ((_, patch),) = made.delta.terms[name]
             assert torch.allclose(patch.values, -0.1 * parameter.grad, rtol=1e-9, atol=1e-12)  # type: ignore[union-attr]
         else:
-            assert torch.allclose(made.start.head[name], parameter - 0.1 * parameter.grad)
+            assert torch.allclose(made.start.head[name], parameter - 0.1 * parameter.grad)  # type: ignore[operator]
 
 
 def test_fine_tuning_takes_every_batch_once() -> None:
@@ -106,7 +107,7 @@ class Batches:
     """Ready-made batches as episodes."""
 
     inner_steps = 2
-    facts: dict[str, Any] = {}
+    facts: ClassVar[dict[str, Any]] = {}
 
     def at(self, step: int) -> list[Any]:
         from gossamer.prime.episodes import Episode
@@ -144,7 +145,7 @@ def test_controls_heads_and_precision(precision: str) -> None:
 def test_going_on_is_the_same_run(order: str, tmp_path: Any) -> None:
     def run(**more: Any) -> Any:
         torch.manual_seed(3)  # dropout draws from it
-        return prime(classifier().train(), "pfeiffer", episodes=Batches(), steps=4, order=order, save_every=1,
+        return prime(classifier().train(), "pfeiffer", episodes=Batches(), steps=4, order=order, save_every=1,  # type: ignore[arg-type]
                      schedule=lambda o: torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.1, 4), **more)  # fmt: skip
 
     class Stop(Exception): ...

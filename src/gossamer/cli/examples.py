@@ -34,6 +34,12 @@ EXAMPLES = {
         "gossamer compare --base minilm --train train.csv --eval dev.csv --test test.csv "
         "--methods full,random,lt-sft:rounds=2 --seeds 2 --lr-grid x1,x3 --epochs 1 --out three",
     ),
+    "prime": (
+        "gossamer prime --base minilm --method pfeiffer --source a=train.csv --source b=dev.csv --inner-steps 1 --support 8 "
+        "--query 8 --steps 2 --out primed --force",
+        "gossamer prime --base minilm --method lora --order second --source a=train.csv --source b=dev.csv --inner-steps 1 "
+        "--support 8 --query 8 --steps 2 --as-delta primed.safetensors --force options.r=4",
+    ),
     "demo": (
         "gossamer demo",
         "gossamer demo --quick --out quick-demo",

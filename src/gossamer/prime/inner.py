@@ -82,10 +82,10 @@ def adapt(
     for t, batch in enumerate(batches, 1):
         step = _Step(loss, list(theta), names, batch, t, how)
         if second and how.recompute:
-            value, *state = _Remade.apply(step, *theta.values(), *state)
+            value, *moved = _Remade.apply(step, *theta.values(), *state)
         else:
-            value, *state = step(tuple(theta.values()), state, graph=second)
-        state = tuple(state)
+            value, *moved = step(tuple(theta.values()), state, graph=second)
+        state = tuple(moved)
         losses.append(float(value))
         if not math.isfinite(losses[-1]):
             raise Diverged(

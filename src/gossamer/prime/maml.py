@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.delta.apply import Stack, applied
-from gossamer.delta.base import identity
+from gossamer.delta.base import Record, base_parameters, identity
 from gossamer.delta.delta import Delta
 from gossamer.delta.patch import Dense
 from gossamer.delta.support import Support
@@ -128,7 +128,7 @@ def prime(
     before = theta_of(model, head, freeze)
     heads = head_parameters(model, head)
     twice = control != "ft" and how.order == "second" and how.steps > 0
-    base = identity(model)
+    base = _identity(model, heads)
     with (
         way(model, method, density=density, k=k, match=match, support=support, head=head, seed=seed, options=options) as w,
         plain_attention(model, "second-order priming") if twice else nullcontext(),
@@ -177,7 +177,7 @@ def prime(
         patches, grafts = w.change(phi)
     delta = Delta.of(moved, base=base, about=about)
     with applied(model, delta):
-        on = identity(model)
+        on = _identity(model, heads)
     learned = {n.removeprefix(_HEAD): p.detach().cpu().clone() for n, p in phi.items() if n.startswith(_HEAD)}
     start_about = {"method": method, "options": dict(w.options), "seed": seed, "primed": True}
     start = Delta.of(patches, base=on, head=learned, grafts=grafts, about=start_about)
@@ -285,6 +285,12 @@ def _loss(model: nn.Module, w: Way, loss: Callable[[nn.Module, Any], Tensor], pr
     return evaluated
 
 
+def _identity(model: nn.Module, heads: Mapping[str, nn.Parameter]) -> dict[str, Record]:
+    """Of the backbone without what belongs to the head, which may lie inside it."""
+    mine = {id(p) for p in heads.values()}
+    return {n: r for n, r in identity(model).items() if id(base_parameters(model)[n]) not in mine}
+
+
 def _change(now: Tensor, then: Tensor) -> Tensor:
     wide = torch.promote_types(now.dtype, torch.float32)
     return (now.detach().to(wide) - then.to(wide)).cpu().contiguous()
@@ -296,8 +302,9 @@ def _digest(base: Mapping[str, Any]) -> str:
 
 def _check(steps: int, control: Any, head_start: str, warmup: int, bad_tasks: str, precision: str, clip: float, lr: float,
            save_every: int) -> None:  # fmt: skip
-    for name, value, expected in (("control", control, (None, "ft", "maml-all")), ("head_start", head_start, HEADS),
-                                  ("bad_tasks", bad_tasks, ("stop", "skip")), ("precision", precision, ("fp32", "bf16"))):  # fmt: skip
+    words = (("control", control, (None, "ft", "maml-all")), ("head_start", head_start, HEADS),
+             ("bad_tasks", bad_tasks, ("stop", "skip")), ("precision", precision, ("fp32", "bf16")))  # fmt: skip
+    for name, value, expected in words:
         if value not in expected:
             raise BadPlan(f"{name}={value!r}: expected one of {', '.join(str(each) for each in expected)}")
     for name, number, least in (("steps", steps, 1), ("head_warmup", warmup, 0), ("save_every", save_every, 1)):
