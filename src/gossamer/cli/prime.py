@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from gossamer.cli.output import Flag, console, emit, listed, mapped, notes, quiet
 from gossamer.errors import BadPlan
+from gossamer.train.plan import methods, row_of, settle
 
 
 def prime(
@@ -139,6 +140,10 @@ def prime(
         Print the result as JSON.
     """
     options, more = _overrides(overrides)
+    if method in methods():
+        settle(row_of(method), options)  # said now, by name, whatever else has the name of an option
+    elif options:
+        raise BadPlan(f"{method} takes no options; got {', '.join(options)}")
     settings = {"inner_lr": inner_lr, "inner_optimizer": inner_optimizer, "order": order, "recompute": recompute,
                 "control": control, "lr": lr, "clip": clip, "learn_start": not keep_start, "head_start": head_start,
                 "head_warmup": head_warmup, "bad_tasks": "skip" if skip_bad else "stop", "precision": precision,
