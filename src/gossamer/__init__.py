@@ -6,6 +6,7 @@ from gossamer.delta.apply import applied, apply, merge
 from gossamer.delta.delta import Delta
 from gossamer.delta.store import load
 from gossamer.errors import GossamerError
+from gossamer.prime.maml import prime
 from gossamer.train.fit import fit
 from gossamer.train.plan import methods
 from gossamer.train.tune import tune
@@ -22,5 +23,6 @@ __all__ = [
     "load",
     "merge",
     "methods",
+    "prime",
     "tune",
 ]

@@ -67,7 +67,7 @@ def test_encoding(caplog: pytest.LogCaptureFixture) -> None:
     examples = task.encode(tokenizer(), STS)
     assert examples[0]["input_ids"] == [2, 6, 7, 3] and examples[0]["input_ids_b"] == [2, 7, 3]
     assert [example["labels"] for example in examples] == [1.0, 0.0, 0.5]
-    assert "3 of 6 texts fill all of 4 tokens" in caplog.text
+    assert "inputs are longer than 4 tokens" in caplog.text
     batch = task.collate(tokenizer())(examples)
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 1]]
     assert batch["input_ids_b"].shape == (3, 4) and batch["labels"].dtype == torch.float32

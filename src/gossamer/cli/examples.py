@@ -48,6 +48,12 @@ EXAMPLES = {
         "gossamer analyze forgetting mine.safetensors second.safetensors --data dev.csv --fields text_a",
         "gossamer analyze forgetting mine.safetensors --data dev.csv --fields text_a --tokens 500 --plot forgetting.png --json",
     ),
+    "prime": (
+        "gossamer prime --base minilm --method pfeiffer --source a=train.csv --source b=dev.csv --inner-steps 1 --support 8 "
+        "--query 8 --steps 2 --out primed --force",
+        "gossamer prime --base minilm --method lora --order second --source a=train.csv --source b=dev.csv --inner-steps 1 "
+        "--support 8 --query 8 --steps 2 --as-delta primed.safetensors --force options.r=4",
+    ),
     "demo": (
         "gossamer demo",
         "gossamer demo --quick --out quick-demo",

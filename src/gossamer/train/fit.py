@@ -67,6 +67,7 @@ def fit(
     resume: bool = False,
     watch: Watch | None = None,
     progress: Any = None,
+    start: Delta | None = None,
     **options: Any,
 ) -> Delta:
     """Fine-tunes by a method and returns the delta; the model is as it was, bit for bit.
@@ -84,6 +85,8 @@ def fit(
         resume: go on from `checkpoint` and the newest complete checkpoint of the trainer.
         watch: called with (phase, delta so far) after each phase of training.
         progress: an object with begin, step, end (see `callback.Progress`).
+        start: values, added modules and head to start from, for a method with one phase of training (a primed φ, see
+            `prime`); entries that it holds stand in for the method's choice.
         options: the method's own, see ``methods()``; for lt-sft: rounds, l1, per_tensor; for diff-pruning: structured,
             penalty, alpha_lr, per_tensor.
 
@@ -112,8 +115,17 @@ def fit(
     about = {"method": row.name, "seed": seed, "options": settled, "exclude": exclude}
     about |= {"avoid": others} if others else {}
     plan = {**about, "k": k, "on": on.digest if on else None, "base": _digest(model, head)}
+    if start is not None:
+        if len(row.fits) > 1:
+            raise BadPlan(f"{row.name} finds where to train in a phase of its own, so it takes no start=")
+        if k is not None and start.k != k:
+            raise BadPlan(f"start= holds {start.k:,} entries, and {k:,} are to be trained; give the same number")
+        plan["start"] = start.digest
     store = Path(checkpoint) / "progress.safetensors" if checkpoint else None
     state = _begin(store, plan, resume)
+    if start is not None and not state.terms and not state.grafts:
+        chosen = next(at for at, phase in enumerate(phases) if isinstance(phase, Fit)) if start.terms else 0
+        state = replace(start, base={}, about={**state.about, "next": max(chosen, state.about["next"])})
     result, moved, kept = state, None, None
     for at, phase in enumerate(phases):
         if at < state.about["next"]:

@@ -30,7 +30,9 @@ from gossamer.train.bench import Bench
 from gossamer.train.callback import Progress
 from gossamer.train.config import FitConfig
 from gossamer.train.fit import fit
-from gossamer.train.plan import Fit, row_of
+from gossamer.train.plan import Fit, budget, row_of
+from gossamer.train.primed import primed_start
+from gossamer.train.tune import count
 from gossamer.tunable.sm3 import SM3
 
 Say = Callable[[str], None]
@@ -131,12 +133,23 @@ def train_delta(
             watch(phase, found)
 
     last = row_of(config.method).fits[-1].tunable
+    start = _start(config, bench, say)
     shuffled = torch.Generator().manual_seed(0)  # rules score the first examples, and files may be sorted by label
     loader = DataLoader(train, batch_size=config.batch_size, collate_fn=bench.collate, shuffle=True, generator=shuffled)  # type: ignore[arg-type]
     return fit(bench.model, config.method, trainer=trainer, density=config.density, k=config.k, match=config.match,
                data=loader, on=on, head=bench.head or False, exclude=config.exclude, avoid=avoid,
                values=config.values, seed=config.seed, checkpoint=config.partial,
-               resume=config.resume, watch=seen, progress=progress, **config.options)  # fmt: skip
+               resume=config.resume, watch=seen, progress=progress, start=start, **config.options)  # fmt: skip
+
+
+def _start(config: FitConfig, bench: Bench, say: Say) -> Delta | None:
+    """The primed starting point of a primed base; said, whether it is used or not."""
+    row, head = row_of(config.method), bench.head or False
+    k = None if config.match else budget(row, count(bench.model, head), config.density, config.k)
+    start, remark = primed_start(config.base, config.method, config.options, k, bench.model, head)
+    if remark:
+        say(remark)
+    return start
 
 
 def training_arguments(config: FitConfig, phase: Fit, *, evaluate: bool, falling: bool = False) -> TrainingArguments:

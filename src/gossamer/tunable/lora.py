@@ -17,6 +17,7 @@ from torch import nn
 
 from gossamer.delta.apply import Stack
 from gossamer.delta.base import backbone
+from gossamer.delta.delta import Delta
 from gossamer.delta.patch import LowRank, Patch
 from gossamer.delta.quantized import need_floats
 from gossamer.errors import BadPlan, Clash
@@ -30,8 +31,6 @@ class LoraLeaves(Leaves):
     """peft's LoRA layers in the place of linear ones. Options: r, alpha, targets (name patterns of linear layers)."""
 
     def __init__(self, model: nn.Module, stack: Stack, wanted: Wanted) -> None:
-        if wanted.start and wanted.start.terms:
-            raise BadPlan("LoRA starts at B = 0 and cannot start from a delta's values; apply them underneath with on=")
         self.model, self.stack, self.bottom = model, stack, backbone(model)
         targets = _targets(model, wanted)
         need_floats({name: stack.parameters[name] for name in targets}, "a LoRA that becomes a delta")
@@ -47,7 +46,33 @@ class LoraLeaves(Leaves):
             dtype = torch.promote_types(stack.parameters[self.weights[name]].dtype, torch.float32)
             for matrix in self._matrices(layer):
                 matrix.data = matrix.data.to(dtype)
+        if wanted.start and wanted.start.terms:
+            try:
+                self._begin(wanted.start)
+            except BaseException:
+                self.detach()
+                raise
         stack.grafts.replant(model)  # a module added behind a linear layer takes what LoRA gives, too
+
+    def _begin(self, start: Delta) -> None:
+        """Takes the factors of a delta: those of another LoRA of the same layers and rank."""
+        found = {name: self.weights[name] for name in self.layers}
+        if set(found.values()) != start.terms.keys():
+            raise BadPlan(
+                "LoRA starts at B = 0, or from a LoRA of the same layers; apply other deltas underneath with on="
+            )
+        for name, weight in found.items():
+            layer, terms = self.layers[name], start.terms[weight]
+            a, b = self._matrices(layer)
+            ((coefficient, patch),) = terms if len(terms) == 1 else ((1.0, None),)
+            shapes = (b.shape, a.shape) if not layer.fan_in_fan_out else (a.T.shape, b.T.shape)
+            if not isinstance(patch, LowRank) or (patch.left.shape, patch.right.shape) != shapes:
+                raise BadPlan(f"LoRA of rank {a.shape[0]} cannot start from what the delta has at {weight!r}; apply it "
+                              "underneath with on=")  # fmt: skip
+            left = patch.left.float() * (coefficient / layer.scaling[_ADAPTER])
+            right = patch.right.float()
+            for matrix, values in ((b, right.T), (a, left.T)) if layer.fan_in_fan_out else ((b, left), (a, right)):
+                matrix.data.copy_(values)
 
     @staticmethod
     def _matrices(layer: Any) -> tuple[nn.Parameter, nn.Parameter]:

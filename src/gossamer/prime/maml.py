@@ -1,0 +1,326 @@
+"""prime: the base θ is prepared so that a later tuning of φ does well (Gheini et al. 2022; MAML: Finn et al. 2017).
+
+    φ_i = adapted(θ, φ_0; support of task i)        θ ← θ − β · ∂/∂θ Σ_i L_query,i(θ, φ_i)
+
+The starting point φ_0 and the head's are learned by the same gradient, or kept. The controls are "ft", multi-task
+fine-tuning on the same batches in as many steps, and "maml-all", all weights in the inner loop. The model is never
+written: θ are copies, and what comes out is a dense delta.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gossamer.delta.apply import Stack, applied
+from gossamer.delta.base import Record, base_parameters, identity
+from gossamer.delta.delta import Delta
+from gossamer.delta.patch import Dense
+from gossamer.delta.support import Support
+from gossamer.errors import BadPlan, Diverged
+from gossamer.prime.checkpoint import keep, resumed
+from gossamer.prime.episodes import Episode, Episodes
+from gossamer.prime.inner import Inner, Loss, Tensors, adapt
+from gossamer.prime.ways import Way, theta_of, way
+from gossamer.select.attention import plain_attention
+from gossamer.select.scoring import model_loss
+from gossamer.tunable.tuned import head_parameters
+
+HEADS = ("learned", "kept", "fresh")
+_HEAD = "head/"  # before the names of the head's parameters in φ
+Seen = dict[str, Any]  # step, task, support (losses before each inner step), query
+
+
+@dataclass(frozen=True)
+class Primed:
+    """What priming made: the change of the base, where φ starts on the primed base, and the losses on the way.
+
+    `start` is a delta on the primed base, with the head. `history` has one row a task and step: step, task, support (the
+    loss before each inner step), query (after them).
+    """
+
+    delta: Delta
+    start: Delta
+    history: list[Seen]
+
+
+def prime(
+    model: nn.Module,
+    method: str,
+    *,
+    episodes: Episodes,
+    steps: int = 100,
+    inner_lr: float = 0.01,
+    inner_optimizer: str = "sgd",
+    order: str = "first",
+    recompute: bool = False,
+    eps: float = 1e-8,
+    control: str | None = None,
+    optimizer: Callable[[list[Tensor]], torch.optim.Optimizer] | None = None,
+    schedule: Callable[[torch.optim.Optimizer], Any] | None = None,
+    lr: float = 1e-4,
+    clip: float = 1.0,
+    learn_start: bool = True,
+    head_start: str = "learned",
+    head_warmup: int = 0,
+    bad_tasks: str = "stop",
+    precision: str = "fp32",
+    density: float | None = None,
+    k: int | None = None,
+    match: str | None = None,
+    support: Support | None = None,
+    head: bool | str | Iterable[str] = True,
+    freeze: Iterable[str] = (),
+    seed: int = 0,
+    loss: Callable[[nn.Module, Any], Tensor] | None = None,
+    checkpoint: str | PathLike[str] | None = None,
+    save_every: int = 50,
+    resume: bool = False,
+    watch: Callable[[Seen], None] | None = None,
+    **options: Any,
+) -> Primed:
+    """Primes a base for a method; the model is as it was, bit for bit. Runs in the mode (train, eval) that it is in.
+
+    Args:
+        model: any model; what lies outside the backbone is its head, which is adapted along with φ (see `tune`).
+        method: full, random, magnitude, bitfit, houlsby, pfeiffer, lora, or head (nothing but the head).
+        episodes: support and query batches; their `inner_steps` is T.
+        steps: outer steps; each takes all tasks of ``episodes.at(step)``, one after the other.
+        inner_lr, inner_optimizer, order, recompute, eps: α; "sgd" or "adam"; "first" or "second"; whether second order
+            makes inner steps again on the way back, for less memory; Adam's ε.
+        control: "ft" (no inner loop: every support and query batch is fine-tuned on, at φ_0), "maml-all" (the inner loop
+            trains all weights).
+        optimizer, schedule: f(tensors) → an optimizer, f(optimizer) → a scheduler; default AdamW at `lr` without decay,
+            and a constant rate.
+        clip: largest norm of the outer gradient; 0 turns clipping off.
+        learn_start: whether φ_0 is learned too.
+        head_start: "learned", "kept" as it is, or "fresh": drawn anew for each task (normal, σ = 0.02; vectors as they are,
+            biases 0).
+        head_warmup: steps of the head alone before the inner loop, each on its first support batch, never differentiated.
+        bad_tasks: at a loss that is not finite "stop", or "skip" that task in that step.
+        precision: "fp32" (the model's own), or "bf16" for automatic mixed precision.
+        density, k, match, support, head, seed, options: of the method, as in `tune`; `support` gives the entries instead.
+        freeze: name patterns of backbone weights that are not primed.
+        loss: f(model, batch) → mean loss; default ``model(**batch).loss``.
+        checkpoint, save_every, resume: a folder, the steps between savings, and whether to go on from there.
+        watch: called with each row of the history.
+
+    Raises:
+        BadPlan: settings that make no sense, a method that cannot be differentiated through, a model that has no second
+            derivative. Diverged: a loss that is not finite, with the task's name.
+    """
+    _check(steps, control, head_start, head_warmup, bad_tasks, precision, clip, lr, save_every)
+    how = Inner(episodes.inner_steps, inner_lr, inner_optimizer, order, recompute, eps)
+    if control == "maml-all":
+        method, options, density, k, match, support = "full", {}, None, None, None, None
+    head = [head] if isinstance(head, str) else head if isinstance(head, bool) else list(head)
+    if Stack.over(model).layers:
+        raise BadPlan("this model carries deltas or a tuning; leave that `with` first")
+    before = theta_of(model, head, freeze)
+    heads = head_parameters(model, head)
+    twice = control != "ft" and how.order == "second" and how.steps > 0
+    base = _identity(model, heads)
+    with (
+        way(
+            model, method, density=density, k=k, match=match, support=support, head=head, seed=seed, options=options
+        ) as w,
+        plain_attention(model, "second-order priming") if twice else nullcontext(),
+    ):
+        theta = {n: t.clone().requires_grad_() for n, t in before.items()}
+        phi = {n: t.clone() for n, t in w.start.items()}
+        phi |= {_HEAD + n: p.detach().clone() for n, p in heads.items()}
+        if not phi:
+            raise BadPlan(f"{method} has nothing to adapt here: no φ and no head; name a head with head=")
+        trained = set() if not learn_start or not w.free or control == "ft" else set(w.start)
+        if head_start == "learned":
+            trained |= {n for n in phi if n.startswith(_HEAD)}
+        for name in trained:
+            phi[name].requires_grad_()
+        outer = [*theta.values(), *(phi[n] for n in phi if n in trained)]
+        built = optimizer(outer) if optimizer else torch.optim.AdamW(outer, lr=lr, weight_decay=0.0)
+        scheduler = schedule(built) if schedule else None
+        evaluated = _loss(model, w, loss or model_loss, precision)
+        facts = {"method": method, "inner": asdict(how), "control": control, "episodes": episodes.facts, "seed": seed,
+                 "options": dict(w.options), "base": _digest(base), "trained": sorted(trained), "head": head_start,
+                 "warmup": head_warmup, "lr": lr, "clip": clip, "precision": precision, "steps": steps}  # fmt: skip
+        file = Path(checkpoint) / "priming.pt" if checkpoint else None
+        history, first = resumed(file, facts, theta, phi, built, scheduler) if resume else ([], 0)
+        for step in range(first, steps):
+            rows = []
+            for number, episode in enumerate(episodes.at(step)):
+                start = _begin(phi, head_start, [seed, step, number])
+                try:
+                    seen = _task(evaluated, theta, phi, start, episode, how, control, head_warmup)
+                except Diverged as error:
+                    if bad_tasks == "stop":
+                        raise Diverged(f"outer step {step + 1}: {error}") from None
+                    seen = {"task": episode.task, "support": [], "query": None, "skipped": str(error)}
+                rows.append({"step": step, **seen})
+                if watch:
+                    watch(rows[-1])
+            history += rows
+            done = sum(row["query"] is not None for row in rows)
+            _step(built, outer, done, clip, step)
+            if scheduler:
+                scheduler.step()
+            if file and ((step + 1) % save_every == 0 or step + 1 == steps):
+                keep(file, facts, theta, phi, built, scheduler, history, step + 1)
+        about = {"primed_for": method, "control": control, "settings": facts}
+        moved = {n: Dense(_change(t, before[n])) for n, t in theta.items()}
+        patches, grafts = w.change(phi)
+    delta = Delta.of(moved, base=base, about=about)
+    with applied(model, delta):
+        on = _identity(model, heads)
+    learned = {n.removeprefix(_HEAD): p.detach().cpu().clone() for n, p in phi.items() if n.startswith(_HEAD)}
+    start_about = {"method": method, "options": dict(w.options), "seed": seed, "primed": True}
+    start = Delta.of(patches, base=on, head=learned, grafts=grafts, about=start_about)
+    return Primed(delta, start, history)
+
+
+def _task(
+    loss: Loss,
+    theta: Tensors,
+    phi: Tensors,
+    start: Tensors,
+    episode: Episode,
+    how: Inner,
+    control: str | None,
+    warmup: int,
+) -> Seen:
+    """One task's gradient, added to that of θ and φ_0; what it saw. Adds nothing where it raises Diverged."""
+    wanted = {**{("θ", n): t for n, t in theta.items()}, **{("φ", n): p for n, p in phi.items() if p.requires_grad}}
+    if control == "ft":
+        total: dict[Any, Tensor] = {}
+        losses = []
+        for batch in (*episode.support, episode.query):
+            value = loss(theta, start, batch)
+            losses.append(_finite(value, episode.task))
+            found = torch.autograd.grad(
+                value / (len(episode.support) + 1), list(wanted.values()), materialize_grads=True
+            )
+            total = {key: total.get(key, 0) + g for key, g in zip(wanted, found, strict=True)}
+        *first, last = losses
+        _add(wanted, total)
+        return {"task": episode.task, "support": first, "query": last}
+    if warmup and episode.support:
+        alone = {n: p for n, p in start.items() if n.startswith(_HEAD)}
+        rest = {n: p.detach() for n, p in start.items() if n not in alone}
+        quick = Inner(warmup, how.lr, how.optimizer, "first", eps=how.eps)
+        warmed, _ = adapt(lambda t, p, b: loss(t, {**rest, **p}, b), theta, alone, episode.support[:1] * warmup, quick,
+                          episode.task)  # fmt: skip
+        # the shift is a constant: the head's start still has its own gradient
+        start = {**start, **{n: start[n] + (w - start[n]).detach() for n, w in warmed.items()}}
+    reached, losses = adapt(loss, theta, start, episode.support, how, episode.task)
+    value = loss(theta, reached, episode.query)
+    query = _finite(value, episode.task)
+    # in first order the gradient at the adapted φ stands for that at φ_0
+    ends = {key: reached[key[1]] if key[0] == "φ" and how.order == "first" else t for key, t in wanted.items()}
+    found = torch.autograd.grad(value, list(ends.values()), materialize_grads=True)
+    _add(wanted, dict(zip(ends, found, strict=True)))
+    return {"task": episode.task, "support": losses, "query": query}
+
+
+def _add(wanted: Mapping[Any, Tensor], found: Mapping[Any, Tensor]) -> None:
+    for key, tensor in wanted.items():
+        tensor.grad = found[key].clone() if tensor.grad is None else tensor.grad.add_(found[key])
+
+
+def _step(built: torch.optim.Optimizer, outer: list[Tensor], done: int, clip: float, step: int) -> None:
+    """One outer step on the mean over the tasks that had a gradient."""
+    if done:
+        grads = [t.grad for t in outer if t.grad is not None]
+        for grad in grads:
+            grad.div_(done)
+        norm = torch.nn.utils.clip_grad_norm_(outer, clip or math.inf)
+        if not bool(norm.isfinite()):
+            raise Diverged(f"outer step {step + 1}: the gradient of the base is not finite; lower the rates")
+        built.step()
+    built.zero_grad(set_to_none=True)
+
+
+def _finite(value: Tensor, task: str) -> float:
+    number = float(value.detach())
+    if not math.isfinite(number):
+        raise Diverged(f"task {task!r}: the query loss is {number}; lower the inner rate, or skip such tasks")
+    return number
+
+
+def _begin(phi: Tensors, head_start: str, seed: list[int]) -> Tensors:
+    """Where a task starts: φ_0 and the head's start, or a head drawn anew."""
+    if head_start != "fresh":
+        return phi
+    rng = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(repr(seed).encode()).digest()[:4], "big"))
+
+    def drawn(name: str, p: Tensor) -> Tensor:
+        if p.dim() < 2:
+            return torch.zeros_like(p) if name.endswith("bias") else p
+        return (torch.randn(p.shape, generator=rng) * 0.02).to(p)
+
+    return {n: drawn(n, p) if n.startswith(_HEAD) else p for n, p in phi.items()}
+
+
+class _Whole(nn.Module):
+    """A model with its loss as the forward, so that any loss function can be evaluated at other weights."""
+
+    def __init__(self, model: nn.Module, loss: Callable[[nn.Module, Any], Tensor]) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, batch: Any) -> Tensor:
+        return self.loss(self.model, batch)
+
+
+def _loss(model: nn.Module, w: Way, loss: Callable[[nn.Module, Any], Tensor], precision: str) -> Loss:
+    whole = _Whole(model, loss)
+    whole.training = model.training
+    device = next(model.parameters()).device
+
+    def evaluated(theta: Mapping[str, Tensor], phi: Mapping[str, Tensor], batch: Any) -> Tensor:
+        if isinstance(batch, Mapping):
+            batch = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in batch.items()}
+        head = {n.removeprefix(_HEAD): p for n, p in phi.items() if n.startswith(_HEAD)}
+        weights = {f"model.{n}": t for n, t in {**w.weights(theta, phi), **head}.items()}
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            value = torch.func.functional_call(whole, weights, (batch,))
+        return value if value.dtype == torch.float64 else value.float()
+
+    return evaluated
+
+
+def _identity(model: nn.Module, heads: Mapping[str, nn.Parameter]) -> dict[str, Record]:
+    """Of the backbone without what belongs to the head, which may lie inside it."""
+    mine = {id(p) for p in heads.values()}
+    return {n: r for n, r in identity(model).items() if id(base_parameters(model)[n]) not in mine}
+
+
+def _change(now: Tensor, then: Tensor) -> Tensor:
+    wide = torch.promote_types(now.dtype, torch.float32)
+    return (now.detach().to(wide) - then.to(wide)).cpu().contiguous()
+
+
+def _digest(base: Mapping[str, Any]) -> str:
+    return hashlib.sha256(repr([(n, sorted(r.digests.items())) for n, r in base.items()]).encode()).hexdigest()[:32]
+
+
+def _check(steps: int, control: Any, head_start: str, warmup: int, bad_tasks: str, precision: str, clip: float, lr: float,
+           save_every: int) -> None:  # fmt: skip
+    words = (("control", control, (None, "ft", "maml-all")), ("head_start", head_start, HEADS),
+             ("bad_tasks", bad_tasks, ("stop", "skip")), ("precision", precision, ("fp32", "bf16")))  # fmt: skip
+    for name, value, expected in words:
+        if value not in expected:
+            raise BadPlan(f"{name}={value!r}: expected one of {', '.join(str(each) for each in expected)}")
+    for name, number, least in (("steps", steps, 1), ("head_warmup", warmup, 0), ("save_every", save_every, 1)):
+        if type(number) is not int or number < least:
+            raise BadPlan(f"{name}={number!r}: expected a whole number, {least} or more")
+    for name, rate in (("lr", lr), ("clip", clip)):
+        if not (math.isfinite(rate) and rate >= 0):
+            raise BadPlan(f"{name}={rate}: expected a number, 0 or more")
