@@ -67,7 +67,7 @@ def test_another_method_starts_from_scratch_and_says_so(here: Path, capsys: pyte
     for flags, remark in (("--method lora", "lora starts from scratch"), ("--method lt-sft", "lt-sft starts from scratch"),
                           ("--method pfeiffer options.bottleneck=3", "with other options")):  # fmt: skip
         status, _, err = call(
-            f"fit --base primed --train c.jsonl {flags} --steps 1 --force --out x.safetensors", capsys
+            f"fit --base primed --train c.jsonl {flags} --steps 3 --force --out x.safetensors", capsys
         )
         assert status == 0 and remark in " ".join(err.split()), err
 
@@ -92,7 +92,7 @@ def test_tagging_and_going_on(here: Path, capsys: pytest.CaptureFixture[str], mo
             call(f"{tag} --out again --order second", capsys)
     status, _, err = call(f"{tag} --out again --order second", capsys)
     assert status == 1 and "--resume" in err
-    status, _, err = call(f"{tag} --out again --order second --resume --lr 1", capsys)
+    status, _, err = call(f"{tag.replace('--lr 0.001', '--lr 1')} --out again --order second --resume", capsys)
     assert status == 2 and "lr changed" in err
     told(f"{tag} --out again --order second --resume", capsys)
     whole, again = (gs.load(f"{name}/start.safetensors") for name in ("whole", "again"))
