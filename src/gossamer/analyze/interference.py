@@ -31,7 +31,7 @@ from torch import Tensor
 
 from gossamer.analyze.where import layer_of
 from gossamer.delta.delta import Delta
-from gossamer.delta.patch import Sparse, Terms, union
+from gossamer.delta.patch import Terms, exact, union
 from gossamer.errors import BadPlan, BaseMismatch
 
 Change = tuple[Tensor | None, Tensor]  # flat indices [k], or None for all entries, and values in float64
@@ -222,11 +222,7 @@ def _one_base(deltas: Sequence[Delta], called: Sequence[str]) -> None:
 def _change(terms: Terms) -> Change:
     """Σ coefficient · patch of one parameter, float64, over the entries that it touches."""
     where = union(terms)
-    values = torch.zeros(math.prod(terms[0][1].shape) if where is None else where.numel(), dtype=torch.float64)
-    for coefficient, patch in terms:
-        slots = torch.searchsorted(where, patch.indices) if where is not None and isinstance(patch, Sparse) else None
-        patch.add_to(values, coefficient, slots)
-    return where, values
+    return where, exact(terms, where)
 
 
 def _sums(change: Change | None, label: str, name: str) -> tuple[int, float]:

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gossamer.compose.parts import assemble, by_name, check, dtype_of, flat, keeper, no_grafts, pack, widest
+from gossamer.compose.parts import assemble, by_name, check, dtype_of, keeper, no_grafts, pack, widest
 from gossamer.delta.delta import Delta
-from gossamer.delta.patch import Terms, union
+from gossamer.delta.patch import Terms, exact, union
 from gossamer.errors import BadPlan
 
 
@@ -65,7 +65,7 @@ def dare(
 
 
 def _dropped(terms: Terms, where: Tensor | None, rng: np.random.Generator, drop: float) -> Tensor:
-    entries = flat(terms, where)
+    entries = exact(terms, where)
     return entries * torch.from_numpy(rng.random(entries.numel()) >= drop)
 
 

@@ -23,22 +23,13 @@ from gossamer.delta.patch import (
     Sparse,
     Terms,
     coalesce,
+    exact,
     fingerprint,
     round_once,
     to_dtype,
     union,
 )
 from gossamer.errors import BadPlan, BaseMismatch, Clash, NotLinear
-
-
-def flat(terms: Terms, where: Tensor | None) -> Tensor:
-    """Σ coefficient · patch of one parameter in float64: at the indices `where`, or (None) at all of its entries."""
-    size = math.prod(terms[0][1].shape) if where is None else where.numel()
-    total = torch.zeros(size, dtype=torch.float64)
-    for coefficient, patch in terms:
-        placed = where is not None and isinstance(patch, Sparse)
-        patch.add_to(total, coefficient, torch.searchsorted(where, patch.indices) if placed else None)  # type: ignore
-    return total
 
 
 def pack(shape: tuple[int, ...], where: Tensor | None, total: Tensor, dtype: torch.dtype) -> Terms:
@@ -65,7 +56,7 @@ def summed(terms: Terms, dtype: torch.dtype | None) -> Terms:
         found: list[Patch] = [*factors] if dtype is None else [to_dtype(patch, dtype) for patch in factors]
         return (*(summed(rest, dtype) if rest else ()), *((1.0, patch) for patch in found))
     where, shape = union(terms), terms[0][1].shape
-    values = round_once(flat(terms, where), dtype or widest(terms))
+    values = round_once(exact(terms, where), dtype or widest(terms))
     return ((1.0, Dense(values.reshape(shape)) if where is None else Sparse(shape, where, values)),)
 
 

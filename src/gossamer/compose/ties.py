@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from gossamer.compose.parts import assemble, by_name, check, dtype_of, flat, keeper, no_grafts, pack, widest
+from gossamer.compose.parts import assemble, by_name, check, dtype_of, keeper, no_grafts, pack, widest
 from gossamer.delta.delta import Delta
-from gossamer.delta.patch import Terms, union
+from gossamer.delta.patch import Terms, exact, union
 from gossamer.delta.support import Support
 from gossamer.delta.topk import top_k
 from gossamer.errors import BadPlan
@@ -60,7 +60,7 @@ def ties(
                 continue
             own = union(terms)
             at = support[name] if own is None else torch.searchsorted(own, support[name])
-            entries, slots = flat(terms, own)[at], torch.searchsorted(where, support[name])
+            entries, slots = exact(terms, own)[at], torch.searchsorted(where, support[name])
             for side, signed in enumerate((entries.clamp(min=0), entries.clamp(max=0))):
                 sums[side, slots] += signed
                 counts[side, slots] += signed != 0
@@ -87,4 +87,4 @@ def trim(delta: Delta, density: float) -> Support:
 
 
 def _magnitudes(terms: Terms, where: Tensor | None) -> Callable[[], Tensor]:
-    return lambda: flat(terms, where).abs()
+    return lambda: exact(terms, where).abs()

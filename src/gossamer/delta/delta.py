@@ -21,7 +21,7 @@ from torch import Tensor
 from gossamer.delta.attach import taken_twice
 from gossamer.delta.base import Identity
 from gossamer.delta.graft import Graft
-from gossamer.delta.patch import Dense, Patch, Sparse, Terms, coalesce, fingerprint, to_dtype, union
+from gossamer.delta.patch import Dense, Patch, Sparse, Terms, coalesce, exact, fingerprint, to_dtype, union
 from gossamer.delta.support import Support
 from gossamer.errors import BadPlan, BaseMismatch, Clash, NotLinear
 
@@ -237,12 +237,8 @@ def _inner(a: Terms, b: Terms) -> float:
 
 def _single(terms: Terms) -> tuple[Patch]:
     """One patch that says the same in float64 (a mix of kinds becomes dense)."""
-    where = union(terms)
-    shape = terms[0][1].shape
-    total = torch.zeros(math.prod(shape) if where is None else where.numel(), dtype=torch.float64)
-    for coefficient, patch in terms:
-        slots = torch.searchsorted(where, patch.indices) if where is not None and isinstance(patch, Sparse) else None
-        patch.add_to(total, coefficient, slots)
+    where, shape = union(terms), terms[0][1].shape
+    total = exact(terms, where)
     return (Dense(total.reshape(shape)) if where is None else Sparse(shape, where, total),)
 
 

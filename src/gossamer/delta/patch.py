@@ -217,6 +217,15 @@ def union(terms: Terms) -> Tensor | None:
     return torch.unique(torch.cat(supports))
 
 
+def exact(terms: Terms, where: Tensor | None) -> Tensor:
+    """Σ coefficient · patch of one parameter in float64, flat: at the indices `where` (see `union`), or at all entries."""
+    total = torch.zeros(math.prod(terms[0][1].shape) if where is None else where.numel(), dtype=torch.float64)
+    for coefficient, patch in terms:
+        slots = torch.searchsorted(where, patch.indices) if where is not None and isinstance(patch, Sparse) else None
+        patch.add_to(total, coefficient, slots)
+    return total
+
+
 def coalesce(terms: Terms) -> tuple[Patch, ...]:
     """Σ coefficient · patch as at most one patch of each kind: summed in float64, rounded once.
 
@@ -227,10 +236,7 @@ def coalesce(terms: Terms) -> tuple[Patch, ...]:
         return (terms[0][1],)
     shape = terms[0][1].shape
     if any(isinstance(patch, Dense) for _, patch in terms):
-        total = torch.zeros(math.prod(shape), dtype=torch.float64)
-        for coefficient, patch in terms:
-            patch.add_to(total, coefficient)
-        return (Dense(total.to(_widest(terms)).reshape(shape)),)
+        return (Dense(exact(terms, None).to(_widest(terms)).reshape(shape)),)
     found: list[Patch] = []
     sparse: Terms = tuple((c, p) for c, p in terms if isinstance(p, Sparse))
     if len(sparse) == 1 and sparse[0][0] == 1.0:
@@ -238,11 +244,7 @@ def coalesce(terms: Terms) -> tuple[Patch, ...]:
     elif sparse:
         where = union(sparse)
         assert where is not None
-        total = torch.zeros(where.numel(), dtype=torch.float64)
-        for coefficient, patch in sparse:
-            assert isinstance(patch, Sparse)
-            patch.add_to(total, coefficient, torch.searchsorted(where, patch.indices))
-        found.append(Sparse(shape, where, total.to(_widest(sparse))))
+        found.append(Sparse(shape, where, exact(sparse, where).to(_widest(sparse))))
     low = [(c, p) for c, p in terms if isinstance(p, LowRank)]
     if len(low) == 1 and low[0][0] == 1.0:
         found.append(low[0][1])

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gossamer.compose.compose import beneath
 from gossamer.delta.apply import applied
 from gossamer.delta.base import base_parameters
 from gossamer.delta.delta import Delta
@@ -103,13 +104,7 @@ def open_delta(path: str | Path, base: str | None = None) -> tuple[Delta, Bench]
         raise BadPlan(
             f"{path} holds no {absent[0]!r}, so its task has no trained head; only a delta with its head predicts"
         )
-    for part in about.get("on", []):
-        beside = Path(path).with_name(part["file"])
-        if not beside.is_file():
-            raise BadPlan(f"{path} was trained on top of {part['file']}, which is not beside it; put it at {beside}")
-        under = load(beside)
-        if under.digest != part["digest"]:
-            raise BadPlan(f"{beside} is not the delta that {path} was trained on top of (digest differs)")
+    for under in beneath(path, delta):
         delta = delta + under.without_head()
     if (
         "composition" in about
