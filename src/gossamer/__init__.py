@@ -4,9 +4,10 @@ from gossamer.delta.apply import applied, apply, merge
 from gossamer.delta.delta import Delta
 from gossamer.delta.store import load
 from gossamer.errors import GossamerError
+from gossamer.interop.checkpoint import diff
 from gossamer.train.fit import fit
 from gossamer.train.plan import methods
 from gossamer.train.tune import tune
 
 __version__ = "0.1.0"
-__all__ = ["Delta", "GossamerError", "applied", "apply", "fit", "load", "merge", "methods", "tune"]
+__all__ = ["Delta", "GossamerError", "applied", "apply", "diff", "fit", "load", "merge", "methods", "tune"]

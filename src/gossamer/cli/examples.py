@@ -21,6 +21,10 @@ EXAMPLES = {
         "gossamer merge mine.safetensors --out merged",
         "gossamer merge mine.safetensors --base minilm --out merged --force",
     ),
+    "diff": (
+        "gossamer diff base merged --density 0.01 --out kept.safetensors",
+        "gossamer diff base merged --lossless --out exact.safetensors --json",
+    ),
     "data": (
         "gossamer data train.csv --task classify --against test.csv",
         "gossamer data train.csv --json",

@@ -89,9 +89,9 @@ class Tuned:
         self.head = head_parameters(model, head)
         need_floats(self.head, "a task head, which is trained whole,")
         self.identity = {n: r for n, r in stack.identity().items() if id(stack.parameters[n]) not in _ids(self.head)}
-        self._on = dict(on.terms) if on else {}
+        self._on = dict(on.layer) if on else {}
         if on:
-            check(on.base, self.identity, on.terms)
+            check(on.base, self.identity, on.layer)
             stack.grafts.check(model, on.grafts)
         for name, module in model.named_modules():
             if isinstance(module, nn.Embedding) and module.max_norm is not None:
