@@ -28,7 +28,10 @@ class Holder(nn.Module):
 
 def pair(seed: int, dtype: torch.dtype, share: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     rng = torch.Generator().manual_seed(seed)
-    old = {n: (torch.randn(s, generator=rng) * 10 ** torch.randint(-3, 4, s, generator=rng)).to(dtype) for n, s in SHAPES.items()}
+    old = {
+        n: (torch.randn(s, generator=rng) * 10 ** torch.randint(-3, 4, s, generator=rng)).to(dtype)
+        for n, s in SHAPES.items()
+    }
     new = {n: torch.where(torch.rand(t.shape, generator=rng) < share, torch.randn(t.shape, generator=rng).to(dtype), t)
            for n, t in old.items()}  # fmt: skip
     new["a"][0, 0], old["a"][0, 1], new["a"][0, 1] = -0.0, 0.0, -0.0

@@ -19,10 +19,10 @@ from tests.tiny import base_directory, bert_config, bits, same_bits, task_direct
 
 def tuned_directory(folder: Path, base: Path, shard: str = "5GB", **settings: object) -> Path:
     """A classifier over a base, every weight of it a little moved."""
+    torch.manual_seed(1)  # the head is new
     model = BertForSequenceClassification.from_pretrained(
         base, num_labels=2, id2label={0: "high", 1: "low"}, label2id={"high": 0, "low": 1}
     )
-    torch.manual_seed(1)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.01 * (torch.rand_like(p) < 0.2))

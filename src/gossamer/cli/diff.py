@@ -71,7 +71,9 @@ def diff(
     about = delta.about
     if json:
         facts = {name: about[name] for name in ("k", "m", "residual", "lossless")}
-        emit({"out": str(out), "bytes": nbytes, **facts, "head": sorted(delta.head), "task": about.get("task"), **scores})
+        emit(
+            {"out": str(out), "bytes": nbytes, **facts, "head": sorted(delta.head), "task": about.get("task"), **scores}
+        )
         return
     kept = "to the bit" if lossless else f"{about['residual']:.1%} of the change's norm left out"
     head = sum(tensor.numel() for tensor in delta.head.values())
@@ -79,7 +81,9 @@ def diff(
     for name, found in scores.items():
         console.print(f"{name}: " + ", ".join(f"{metric} {value:.4f}" for metric, value in found.items()))
     if "task" not in about:
-        notes.print(f"{tuned} is no classifier that its config describes: the delta names no task, so apply it in Python")
+        notes.print(
+            f"{tuned} is no classifier that its config describes: the delta names no task, so apply it in Python"
+        )
 
 
 def _scores(out: Path, base: str, tuned: str, data: str) -> dict[str, dict[str, float]]:

@@ -107,9 +107,7 @@ def _lossless(old: State, new: State, seen: Seen) -> Made:
     return {"terms": {}, "replaced": replaced}, identity, facts
 
 
-def _largest(
-    old: State, new: State, density: float | None, k: int | None, values: str, seen: Seen
-) -> Made:
+def _largest(old: State, new: State, density: float | None, k: int | None, values: str, seen: Seen) -> Made:
     identity: dict[str, Record] = {}
     double = False
     for name in old:

@@ -217,7 +217,9 @@ def _open(file: Path) -> Mapping[str, Tensor]:
     if file.suffix == ".safetensors":
         return _Safe(file)
     if file.suffix not in (".bin", ".pt", ".pth"):
-        raise BadPlan(f"{file} is of an unknown kind; give a model directory, a .safetensors file or an index of shards")
+        raise BadPlan(
+            f"{file} is of an unknown kind; give a model directory, a .safetensors file or an index of shards"
+        )
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # whatever a damaged or hostile pickle raises
