@@ -53,14 +53,14 @@ def test_a_classifier_comes_back_to_the_bit(place: Path, tuned: str) -> None:
 
 def test_the_verb_scores_both_and_the_file_predicts(place: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(place)
-    assert run("diff base tuned --lossless --out x.safetensors --data test.jsonl --json".split()) == 0
+    assert run(["diff", "base", "tuned", "--lossless", "--out", "x.safetensors", "--data", "test.jsonl", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["scores"] == facts["tuned_scores"]
-    assert run("eval x.safetensors --data test.jsonl --json".split()) == 0
+    assert run(["eval", "x.safetensors", "--data", "test.jsonl", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["scores"] == facts["scores"]
-    assert run("diff base tuned --k 9 --out x.safetensors".split()) == 1, "it exists"
-    assert run("diff base tuned --k 9 --out x.safetensors --force".split()) == 0
-    assert run("diff base tuned --out y.safetensors".split()) == 2, "neither of the three"
+    assert run(["diff", "base", "tuned", "--k", "9", "--out", "x.safetensors"]) == 1, "it exists"
+    assert run(["diff", "base", "tuned", "--k", "9", "--out", "x.safetensors", "--force"]) == 0
+    assert run(["diff", "base", "tuned", "--out", "y.safetensors"]) == 2, "neither of the three"
 
 
 def test_a_pickle_is_read_only_if_it_holds_tensors(place: Path, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ class Checkpoint(Mapping[str, Tensor]):
         if not file.is_file():
             raise BadPlan(f"there is no checkpoint at {path}; give a model directory, a .safetensors file or an index")
         self.folder = file.parent
-        self.files = _shards(file) if file.suffix == ".json" else {name: file for name in _open(file)}
+        self.files = _shards(file) if file.suffix == ".json" else dict.fromkeys(_open(file), file)
         self._opened: dict[Path, Any] = {}
 
     def __getitem__(self, name: str) -> Tensor:
