@@ -43,10 +43,10 @@ def classifier(seed: int = 0, **changes: object) -> BertForSequenceClassificatio
     return BertForSequenceClassification(bert_config(num_labels=2, **changes))
 
 
-def base_directory(folder: Path, seed: int = 0) -> Path:
+def base_directory(folder: Path, seed: int = 0, **changes: object) -> Path:
     """A saved tiny BERT with its tokenizer, as a user's base directory."""
     torch.manual_seed(seed)
-    BertModel(bert_config()).save_pretrained(folder)
+    BertModel(bert_config(**changes)).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder
 

@@ -1,5 +1,7 @@
 """Sparse, composable fine-tuning: a fine-tuning is a tiny, exact, composable difference on a frozen base."""
 
+from gossamer.analyze.interference import interference
+from gossamer.compose.compose import compose
 from gossamer.delta.apply import applied, apply, merge
 from gossamer.delta.delta import Delta
 from gossamer.delta.store import load
@@ -10,4 +12,17 @@ from gossamer.train.plan import methods
 from gossamer.train.tune import tune
 
 __version__ = "0.1.0"
-__all__ = ["Delta", "GossamerError", "applied", "apply", "diff", "fit", "load", "merge", "methods", "tune"]
+__all__ = [
+    "Delta",
+    "GossamerError",
+    "applied",
+    "apply",
+    "compose",
+    "diff",
+    "fit",
+    "interference",
+    "load",
+    "merge",
+    "methods",
+    "tune",
+]

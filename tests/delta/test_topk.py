@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -205,3 +205,34 @@ def test_shares_are_proportional(sizes, data):
     shares = apportion(named, k)
     assert sum(shares.values()) == k
     assert all(abs(shares[n] - k * size / total) < 1 and shares[n] <= size for n, size in named.items())
+
+
+@given(st.data())
+def test_nothing_excluded_is_chosen(data):
+    sizes = data.draw(st.lists(st.integers(1, 30), min_size=1, max_size=4))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+    scores = {f"p{i}": torch.randint(-3, 4, (n,), generator=generator).float() for i, n in enumerate(sizes)}
+    barred = {n: torch.nonzero(torch.rand(s.numel(), generator=generator) < 0.5).flatten() for n, s in scores.items()}
+    without = Support(barred)
+    left = sum(sizes) - without.k
+    assume(left > 0)
+    k = data.draw(st.integers(1, left))
+    before = {n: s.clone() for n, s in scores.items()}
+    found = top_k(scores, k, without=without)
+    allowed = [(-float(s[j]), n, j) for n, s in scores.items() for j in range(s.numel()) if j not in barred[n].tolist()]
+    best = sorted(allowed)[:k]  # ties to the lowest position; names sort as given
+    assert {(n, j) for n, i in found.items() for j in i.tolist()} == {(n, j) for _, n, j in best}
+    assert all(torch.equal(before[n], s) for n, s in scores.items())
+    shared_out = top_k(scores, k, without=without, per_tensor=True)
+    assert shared_out.k == k
+    assert not (shared_out & without).k
+    with pytest.raises(BadPlan, match="more than"):
+        top_k(scores, left + 1, without=without)
+
+
+def test_much_is_excluded_across_chunks(monkeypatch):
+    monkeypatch.setattr(topk, "CHUNK", 1 << 10)
+    scores = {"a": torch.randn(5000), "b": torch.randn(70_000)}
+    without = top_k(scores, 6000)
+    found = top_k(scores, 500, without=without)
+    assert found == top_k(scores, 6500) - without

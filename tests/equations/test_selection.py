@@ -114,6 +114,22 @@ def test_change_leaves_its_input_alone():
 # uniform --------------------------------------------------------------------------------------------------------------
 
 
+@given(toys(), st.integers(1, 40), st.integers(1, 40), st.booleans())
+def test_uniform_draws_outside(named, k, already, per_tensor):
+    total = sum(t.numel() for t in named.values())
+    without = uniform(named, min(already, total), seed=1)
+    if without.k == total:
+        with pytest.raises(BadPlan, match="more than the 0"):
+            uniform(named, 1, without=without)
+        return
+    k = min(k, total - without.k)
+    found = uniform(named, k, seed=2, per_tensor=per_tensor, without=without)
+    assert found.k == k
+    assert not (found & without).k
+    everything = Support({n: torch.arange(t.numel()) for n, t in named.items()})
+    assert uniform(named, total - without.k, without=without, per_tensor=per_tensor) == everything - without
+
+
 @given(toys(), st.integers(1, 40), st.integers(0, 5), st.booleans())
 def test_uniform_draws_exactly_k_sorted_and_seeded(named, k, seed, per_tensor):
     sizes = {n: t.numel() for n, t in named.items()}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gossamer.delta.delta import Delta
 
-_NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
+_NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")  # the first number in a name counts the layers
 
 
 @dataclass(frozen=True)
@@ -36,18 +36,24 @@ def where(delta: Delta) -> list[Place]:
     found = []
     for name, size in sizes.items():
         part = Delta({name: delta.terms[name]}) if name in delta.terms else Delta({})
-        number = _NUMBER.search(name)  # the first number in a name counts the layers
+        number = _NUMBER.search(name)
         layer = int(number.group(1)) if number else None
         module = name[number.end() + 1 :] if number else name
         found.append(Place(name, layer, module, size, part.k, part.norm()))
     return found
 
 
+def layer_of(name: str) -> str:
+    """The group of a parameter: its numbered layer, or outside of those its first name."""
+    number = _NUMBER.search(name)
+    return f"layer {number.group(1)}" if number else name.split(".")[0]
+
+
 def by_layer(places: list[Place]) -> dict[str, tuple[int, int, float]]:
     """Layer → (weights, changed, norm); what lies outside numbered layers goes by its first name."""
     rows: dict[str, list[Place]] = defaultdict(list)
     for place in places:
-        rows[f"layer {place.layer}" if place.layer is not None else place.name.split(".")[0]].append(place)
+        rows[layer_of(place.name)].append(place)
     return {
         layer: (sum(p.size for p in group), sum(p.changed for p in group), math.hypot(*(p.norm for p in group)))
         for layer, group in rows.items()

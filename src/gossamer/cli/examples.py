@@ -1,4 +1,6 @@
-"""Two examples a verb, shown at the end of its help; tests run every one of them."""
+"""Two examples a verb, shown at the end of its help; tests run every one of them. Verbs of two words lie in a group."""
+
+GROUPS = {"analyze": "Ask what deltas are to one another and to their base."}
 
 EXAMPLES = {
     "fit": (
@@ -24,6 +26,9 @@ EXAMPLES = {
     "diff": (
         "gossamer diff base merged --density 0.01 --out kept.safetensors",
         "gossamer diff base merged --lossless --out exact.safetensors --json",
+    "compose": (
+        "gossamer compose 't + 0.5*u' t=mine.safetensors u=second.safetensors --head t --out both.safetensors",
+        "gossamer compose --method ties --density 0.3 t=mine.safetensors u=second.safetensors --head t --out merged.safetensors",
     ),
     "data": (
         "gossamer data train.csv --task classify --against test.csv",
@@ -37,6 +42,14 @@ EXAMPLES = {
         "gossamer compare --base minilm --train train.csv --eval dev.csv --methods random,fisher --seeds 2 --steps 9 --out two",
         "gossamer compare --base minilm --train train.csv --eval dev.csv --test test.csv "
         "--methods full,random,lt-sft:rounds=2 --seeds 2 --lr-grid x1,x3 --epochs 1 --out three",
+    ),
+    "analyze interference": (
+        "gossamer analyze interference mine.safetensors second.safetensors",
+        "gossamer analyze interference mine.safetensors second.safetensors --data mine=test.csv --plot pairs.png",
+    ),
+    "analyze forgetting": (
+        "gossamer analyze forgetting mine.safetensors second.safetensors --data dev.csv --fields text_a",
+        "gossamer analyze forgetting mine.safetensors --data dev.csv --fields text_a --tokens 500 --plot forgetting.png --json",
     ),
     "demo": (
         "gossamer demo",

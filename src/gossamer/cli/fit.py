@@ -33,6 +33,7 @@ def fit(
     l1: float | None = None,
     exclude: str | None = None,
     on: Annotated[list[Path] | None, Parameter(negative=())] = None,
+    avoid: Annotated[list[Path] | None, Parameter(negative=())] = None,
     epochs: float | None = None,
     steps: int | None = None,
     lr: float | None = None,
@@ -101,6 +102,8 @@ def fit(
         Name patterns of weights never to be chosen, separated by commas.
     on
         Deltas applied underneath, frozen.
+    avoid
+        Deltas whose weights are not chosen, so that the new one is disjoint from them.
     epochs
         Epochs of each phase. Default: the method's.
     steps

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
 
-from gossamer.cli.examples import EXAMPLES
+from gossamer.cli.examples import EXAMPLES, GROUPS
 from gossamer.errors import BadPlan, GossamerError
 
 
@@ -38,9 +38,18 @@ def run(arguments: Sequence[str] | None = None) -> int:
         help_format="plaintext",
         result_action="return_value",
     )
+    groups: dict[str, App] = {}
     for verb, examples in EXAMPLES.items():
         epilogue = "\n".join(["Examples:", *(f"  {example}" for example in examples)])
-        app.command(getattr(import_module(f"gossamer.cli.{verb}"), verb), name=verb, help_epilogue=epilogue)
+        *group, name = verb.split()  # `analyze interference` is gossamer.cli.analyze.interference.interference
+        into = app
+        for word in group:
+            if word not in groups:
+                groups[word] = App(name=word, help=GROUPS[word], help_format="plaintext")
+                app.command(groups[word])
+            into = groups[word]
+        function = getattr(import_module(f"gossamer.cli.{verb.replace(' ', '.')}"), name)
+        into.command(function, name=name, help_epilogue=epilogue)
     complain = Console(stderr=True, soft_wrap=True)
     try:
         app(arguments, exit_on_error=False, print_error=True, error_console=complain)

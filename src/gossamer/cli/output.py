@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -59,6 +60,14 @@ def scores_table(title: str, scores: Mapping[str, float], baseline: Mapping[str,
     return table(title, ["metric", "score", "majority baseline"], rows)
 
 
+def picture(path: Path | None) -> None:
+    """Raises BadPlan unless a picture can be written there."""
+    if path and path.suffix not in (".png", ".svg", ".pdf"):
+        raise BadPlan(f"--plot {path}: expected a picture whose name ends in .png, .svg or .pdf")
+    if path and not path.parent.is_dir():
+        raise BadPlan(f"--plot {path}: there is no folder {path.parent}")
+
+
 def size(nbytes: float) -> str:
     """Bytes as people read them."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -105,3 +114,16 @@ def progress() -> Iterator[Bar]:
                TextColumn("{task.fields[loss]}"))  # fmt: skip
     with Progress(*columns, console=notes, refresh_per_second=4 if sys.stderr.isatty() else 0.1) as bar:
         yield Bar(bar)
+
+
+def named(given: tuple[str, ...]) -> dict[str, Path]:
+    """Files by their names: name=file, or called as the file is without its ending."""
+    paths: dict[str, Path] = {}
+    for one in given:
+        name, sign, path = one.partition("=")
+        if not sign or Path(one).exists():
+            name, path = Path(one).stem, one
+        if name in paths:
+            raise BadPlan(f"{paths[name]} and {path} are both called {name!r}; name them: one={paths[name]} two={path}")
+        paths[name] = Path(path)
+    return paths

@@ -12,7 +12,7 @@ from gossamer.analyze.audit import Audited
 from gossamer.analyze.audit import audit as count
 from gossamer.analyze.where import by_layer, where
 from gossamer.analyze.where import plot as draw
-from gossamer.cli.output import Flag, console, emit, quiet, scores_table, size, table
+from gossamer.cli.output import Flag, console, emit, picture, quiet, scores_table, size, table
 from gossamer.delta.delta import Delta
 from gossamer.delta.store import load
 from gossamer.errors import BadPlan
@@ -52,10 +52,7 @@ def show(
         return
     if base and not audit:
         raise BadPlan("--base is the model that --audit counts on; give --audit too")
-    if plot and plot.suffix not in (".png", ".svg", ".pdf"):
-        raise BadPlan(f"--plot {plot}: expected a picture whose name ends in .png, .svg or .pdf")
-    if plot and not plot.parent.is_dir():
-        raise BadPlan(f"--plot {plot}: there is no folder {plot.parent}")
+    picture(plot)
     loaded = load(delta)
     about: dict[str, Any] = dict(loaded.about)
     places = where(loaded)

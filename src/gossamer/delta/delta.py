@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from os import PathLike
@@ -135,6 +135,10 @@ class Delta:
     def without_head(self) -> Delta:
         """The same change without its task head, so that it adds to a delta that has another."""
         return replace(self, head={})
+
+    def within(self, names: Container[str]) -> Delta:
+        """The part of the change that lies in some parameters: what a model that lacks others (a pooler, say) can take."""
+        return replace(self, terms={name: terms for name, terms in self.terms.items() if name in names})
 
     # measures ---------------------------------------------------------------------------------------------------
 

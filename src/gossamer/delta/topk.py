@@ -31,13 +31,14 @@ RATE = 1 << 10  # one score in so many is sampled
 BRACKETS = 3  # brackets that are tried before everything counts as between
 
 
-def top_k(scores: Scores, k: int, *, per_tensor: bool = False) -> Support:
+def top_k(scores: Scores, k: int, *, per_tensor: bool = False, without: Support | None = None) -> Support:
     """The k largest scores over all tensors, exactly k, ties to the lowest position.
 
     Args:
         scores: name → tensor of any shape and float dtype, or a callable that returns one (called once a pass, three
             times in all, so that scores need not be kept). 16-bit ones are compared as float32.
         k: how many entries; `per_tensor` shares them out in proportion to size (largest remainder).
+        without: entries that are never chosen, whatever their scores; sizes are then counted without them.
 
     Raises:
         BadPlan: k < 1, more than there are scores, a score is NaN, float64 is mixed with other dtypes, or a callable
@@ -46,12 +47,17 @@ def top_k(scores: Scores, k: int, *, per_tensor: bool = False) -> Support:
     >>> top_k({"w": torch.tensor([[3.0, 1.0, 2.0], [2.0, 0.0, 5.0]])}, 3)["w"]
     tensor([0, 2, 5])
     """
+    without = without or Support({})
     if not per_tensor:
-        return _select(scores, k)
-    sizes = {name: _read(score).numel() for name, score in scores.items()}
-    quota = apportion(sizes, k)
-    found = [_select({name: score}, quota[name]) for name, score in scores.items() if quota[name]]
+        return _select(scores, k, without)
+    quota = apportion(free({name: _read(score).numel() for name, score in scores.items()}, without), k)
+    found = [_select({name: score}, quota[name], without) for name, score in scores.items() if quota[name]]
     return Support({name: indices for support in found for name, indices in support.items()})
+
+
+def free(sizes: Mapping[str, int], without: Support | None) -> dict[str, int]:
+    """How many entries of each tensor are left without those of a support."""
+    return {name: size - (without[name].numel() if without and name in without else 0) for name, size in sizes.items()}
 
 
 def apportion(sizes: Mapping[str, int], k: int) -> dict[str, int]:
@@ -73,38 +79,45 @@ def check_k(k: int, total: int) -> None:
         raise BadPlan(f"k = {k:,} is more than the {total:,} weights that can be chosen; lower k or the density")
 
 
-def _select(scores: Scores, k: int) -> Support:
+def _select(scores: Scores, k: int, without: Support) -> Support:
     found = None
     for seed in range(BRACKETS + 1):
-        total, sample = _sample(scores, seed)
-        check_k(k, total)
+        total, allowed, sample = _sample(scores, seed, without)
+        check_k(k, allowed)
         everything = total <= CHUNK or seed == BRACKETS
         lo, hi = (-math.inf, math.inf) if everything else _bracket(sample, k / total)
-        found = _threshold(scores, k, lo, hi, room=total if everything else CHUNK + total // 32)
+        found = _threshold(scores, k, lo, hi, without, room=total if everything else CHUNK + total // 32)
         if found:
             break
-    support = _collect(scores, *found) if found else Support({})
+    support = _collect(scores, *found, without) if found else Support({})
     if support.k != k:
         raise BadPlan(
             f"{support.k:,} scores instead of {k:,} were found: a callable must return the same at every call"
         )
+    if without and (support & without).k:
+        raise BadPlan(f"fewer than {k:,} of the scores that may be chosen are above −∞; lower k")
     return support
 
 
-def _sample(scores: Scores, seed: int) -> tuple[int, Values]:
-    """How many scores there are, and one in `RATE` of them: from each tensor its share, at random, with replacement."""
-    rng, total, picked, double = torch.Generator().manual_seed(seed), 0, [], set[bool]()
-    for score in scores.values():
+def _sample(scores: Scores, seed: int, without: Support) -> tuple[int, int, Values]:
+    """How many scores there are, how many of them may be chosen, and one in `RATE` of all: from each tensor its share, at
+    random, with replacement."""
+    rng, total, allowed, picked, double = torch.Generator().manual_seed(seed), 0, 0, [], set[bool]()
+    for name, score in scores.items():
         flat = _read(score).detach().reshape(-1)
         double.add(flat.dtype == torch.float64)
         share = (total + flat.numel()) // RATE - total // RATE
         if share:
             places = torch.randint(flat.numel(), (share,), generator=rng)
-            picked.append(_array(flat[places.to(flat.device)]))
+            values = _array(flat[places.to(flat.device)])
+            if name in without:
+                values[torch.isin(places, without[name]).numpy()] = -math.inf
+            picked.append(values)
         total += flat.numel()
+        allowed += free({name: flat.numel()}, without)[name]
     if len(double) > 1:
         raise BadPlan("some scores are float64 and some are not; give all of them in one dtype")
-    return total, np.concatenate(picked) if picked else np.empty(0)
+    return total, allowed, np.concatenate(picked) if picked else np.empty(0)
 
 
 def _bracket(sample: Values, density: float) -> tuple[float, float]:
@@ -115,10 +128,12 @@ def _bracket(sample: Values, density: float) -> tuple[float, float]:
     return (float(s[-below]) if below <= s.size else -math.inf), (float(s[-above]) if above >= 1 else math.inf)
 
 
-def _threshold(scores: Scores, k: int, lo: float, hi: float, *, room: int) -> tuple[float, int] | None:
+def _threshold(
+    scores: Scores, k: int, lo: float, hi: float, without: Support, *, room: int
+) -> tuple[float, int] | None:
     """(t, how many scores equal to t are wanted); None if t is not in lo … hi or more than `room` values lie between."""
     above, at_hi, at_lo, between, size = 0, 0, 0, [], 0
-    for name, _, chunk in _chunks(scores):
+    for name, _, chunk in _chunks(scores, without):
         reached = ~(chunk < lo)  # a NaN is not below anything
         few = np.count_nonzero(reached) < chunk.size // 8
         rest = chunk[np.flatnonzero(reached)] if few else chunk  # what is below lo does not count, here or there
@@ -145,10 +160,10 @@ def _threshold(scores: Scores, k: int, lo: float, hi: float, *, room: int) -> tu
     return (lo, wanted) if wanted <= at_lo and lo < hi else None
 
 
-def _collect(scores: Scores, t: float, ties: int) -> Support:
+def _collect(scores: Scores, t: float, ties: int, without: Support) -> Support:
     """Every score above t, and the first `ties` that equal it."""
     found: dict[str, list[Tensor]] = {}
-    for name, start, chunk in _chunks(scores):
+    for name, start, chunk in _chunks(scores, without):
         chosen = chunk > t
         if ties:
             tied = np.flatnonzero(chunk == t)[:ties]
@@ -160,12 +175,20 @@ def _collect(scores: Scores, t: float, ties: int) -> Support:
     return Support({name: torch.cat(parts) for name, parts in found.items()})
 
 
-def _chunks(scores: Scores) -> Iterator[tuple[str, int, Values]]:
-    """(name, first flat index, values in float32 or float64) of every chunk, in order."""
+def _chunks(scores: Scores, without: Support) -> Iterator[tuple[str, int, Values]]:
+    """(name, first flat index, values in float32 or float64) of every chunk, in order; −∞ where none may be chosen."""
     for name, score in scores.items():
-        flat = _read(score).detach().reshape(-1)
+        flat, barred = (
+            _read(score).detach().reshape(-1),
+            without[name].numpy() if name in without else np.zeros(0, np.int64),
+        )
         for start in range(0, flat.numel(), CHUNK):
-            yield name, start, _array(flat[start : start + CHUNK])
+            chunk = _array(flat[start : start + CHUNK])
+            first, last = np.searchsorted(barred, (start, start + chunk.size))
+            if last > first:
+                chunk = chunk.copy()  # the scores may be the caller's own
+                chunk[barred[first:last] - start] = -math.inf
+            yield name, start, chunk
 
 
 def _array(values: Tensor) -> Values:

@@ -13,11 +13,13 @@ from gossamer.delta.support import Support
 from gossamer.delta.topk import top_k
 
 
-def fisher(squares: Mapping[str, Tensor], k: int, *, per_tensor: bool = False) -> Support:
-    """The k largest Σ_b g_b²; `squares` holds that sum for each parameter (see `scoring.accumulate`).
+def fisher(
+    squares: Mapping[str, Tensor], k: int, *, per_tensor: bool = False, without: Support | None = None
+) -> Support:
+    """The k largest Σ_b g_b²; `squares` holds that sum for each parameter (see `scoring.accumulate`). None of `without`.
 
     >>> import torch
     >>> fisher({"w": torch.tensor([[3.0, 4.0, 1.0], [0.0, 2.0, 5.0]])}, 2)["w"]
     tensor([1, 5])
     """
-    return top_k(squares, k, per_tensor=per_tensor)
+    return top_k(squares, k, per_tensor=per_tensor, without=without)

@@ -11,8 +11,15 @@ from gossamer.delta.support import Support
 from gossamer.delta.topk import top_k
 
 
-def magnitude(parameters: Mapping[str, Tensor], k: int, *, smallest: bool = False, per_tensor: bool = False) -> Support:
-    """The k entries with the largest |θ0|; `smallest` takes the other end.
+def magnitude(
+    parameters: Mapping[str, Tensor],
+    k: int,
+    *,
+    smallest: bool = False,
+    per_tensor: bool = False,
+    without: Support | None = None,
+) -> Support:
+    """The k entries with the largest |θ0|; `smallest` takes the other end. None of `without`.
 
     >>> import torch
     >>> magnitude({"w": torch.tensor([[3.0, -4.0, 1.0], [0.0, 2.0, 5.0]])}, 2)["w"]
@@ -24,4 +31,4 @@ def magnitude(parameters: Mapping[str, Tensor], k: int, *, smallest: bool = Fals
         return score.neg_() if smallest else score
 
     scores = {n: (lambda p=p: size(p)) for n, p in parameters.items()}
-    return top_k(scores, k, per_tensor=per_tensor)
+    return top_k(scores, k, per_tensor=per_tensor, without=without)

@@ -19,13 +19,19 @@ from gossamer.errors import BadPlan
 
 
 def second_order(
-    gradients: Mapping[str, Tensor], k: int, *, diagonal: Mapping[str, Tensor] | None = None, per_tensor: bool = False
+    gradients: Mapping[str, Tensor],
+    k: int,
+    *,
+    diagonal: Mapping[str, Tensor] | None = None,
+    per_tensor: bool = False,
+    without: Support | None = None,
 ) -> Support:
     """The k largest g²/h̃, or g² without a `diagonal`. Ranked by the root, |g|/√h̃, whose order float32 does not blur.
 
     Args:
         gradients: Σ_b g_b of each parameter (see `scoring.accumulate`).
         diagonal: ĥ of each (see `curvature.hutchinson`); any common positive factor of g and ĥ leaves the choice.
+        without: entries never to be chosen.
 
     Raises:
         BadPlan: ĥ is 0 everywhere or not finite, so that g²/h̃ says nothing.
@@ -37,7 +43,9 @@ def second_order(
     tensor([0, 1])
     """
     if diagonal is None:
-        return top_k({name: (lambda g=g: g.abs()) for name, g in gradients.items()}, k, per_tensor=per_tensor)
+        return top_k(
+            {name: (lambda g=g: g.abs()) for name, g in gradients.items()}, k, per_tensor=per_tensor, without=without
+        )
     size = sum(h.numel() for h in diagonal.values())
     damping = math.fsum(float(h.abs().sum(dtype=torch.float64)) for h in diagonal.values()) / size
     if not (math.isfinite(damping) and damping > 0):
@@ -49,4 +57,6 @@ def second_order(
     def score(name: str) -> Tensor:
         return gradients[name].abs().div_(diagonal[name].clamp(min=0).add_(damping).sqrt_())
 
-    return top_k({name: (lambda name=name: score(name)) for name in gradients}, k, per_tensor=per_tensor)
+    return top_k(
+        {name: (lambda name=name: score(name)) for name in gradients}, k, per_tensor=per_tensor, without=without
+    )

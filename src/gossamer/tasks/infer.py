@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+
+from gossamer.delta.snapshot import evaluating
 
 Example = Mapping[str, Any]
 
@@ -35,19 +35,6 @@ def outputs(
             for i, item in zip(chosen, found(output, batch), strict=True):
                 items[i] = item
     return items
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; on the way out each module is in the mode that it was in."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def length(example: Example) -> int:

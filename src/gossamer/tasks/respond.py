@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from gossamer.delta.snapshot import evaluating
 from gossamer.errors import BadData
-from gossamer.tasks.infer import evaluating
 from gossamer.tasks.tokens import padded, positions
 
 

@@ -7,13 +7,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from gossamer.delta.apply import applied
+from gossamer.delta.base import base_parameters
 from gossamer.delta.delta import Delta
 from gossamer.delta.store import load
 from gossamer.errors import BadPlan
-from gossamer.tasks.infer import outputs
+from gossamer.tasks.infer import evaluating, length, outputs
 from gossamer.tasks.pretrained import load_tokenizer
 from gossamer.tasks.readers import Table, read, renamed
 from gossamer.tasks.task import Examples, Responds, Task, read_task
@@ -49,6 +51,19 @@ class Bench:
     def score(self, delta: Delta, examples: Examples) -> Mapping[str, float]:
         """The scores of the base with a delta on it: of what the file holds, not of the training state."""
         return self.task.scores(self.run(delta, examples), examples)
+
+    def loss(self, delta: Delta, examples: Examples, batch_size: int = 16) -> float:
+        """The mean loss of an example, by the base with a delta on it; what chance there is in batches is always the same."""
+        ordered = sorted(examples, key=length, reverse=True)
+        device = next(self.model.parameters()).device
+        total = 0.0
+        with applied(self.model, delta), evaluating(self.model), torch.random.fork_rng():
+            torch.manual_seed(0)
+            for start in range(0, len(ordered), batch_size):
+                some = ordered[start : start + batch_size]
+                batch = {name: values.to(device) for name, values in self.collate(some).items()}
+                total += float(self.model(**batch).loss) * len(some)
+        return total / max(len(ordered), 1)
 
     def run(self, delta: Delta, examples: Examples) -> list[Any]:
         """What the task finds in each example, by the base with a delta on it."""
@@ -96,4 +111,8 @@ def open_delta(path: str | Path, base: str | None = None) -> tuple[Delta, Bench]
         if under.digest != part["digest"]:
             raise BadPlan(f"{beside} is not the delta that {path} was trained on top of (digest differs)")
         delta = delta + under.without_head()
+    if (
+        "composition" in about
+    ):  # parts may be of other kinds of model, whose own weights (a pooler) have no say in this one
+        delta = delta.within(base_parameters(bench.model))
     return replace(delta, about=about), bench

@@ -65,19 +65,20 @@ def choose(
     loss: Loss | None = None,
     head: bool | Patterns = True,
     exclude: Patterns = (),
+    avoid: Support | None = None,
     seed: int = 0,
     options: Mapping[str, Any] = {},
 ) -> Support:
-    """The support that a rule chooses at θ0, before any training. See `tune` for the arguments."""
+    """The support that a rule chooses at θ0, before any training, outside `avoid`. See `tune` for the other arguments."""
     parameters = maskable(model, head, exclude)
-    per_tensor = bool(options.get("per_tensor", False))
+    how: dict[str, Any] = {"per_tensor": bool(options.get("per_tensor", False)), "without": avoid}
     if rule == "bias":
         return bias(parameters)
     assert k is not None
     if rule == "uniform":
-        return uniform(parameters, k, seed=seed, per_tensor=per_tensor)
+        return uniform(parameters, k, seed=seed, **how)
     if rule == "magnitude":
-        return magnitude(parameters, k, smallest=bool(options["smallest"]), per_tensor=per_tensor)
+        return magnitude(parameters, k, smallest=bool(options["smallest"]), **how)
     if data is None:
         raise BadPlan(f"{rule} scores weights with data; pass data= (batches with labels, for example a DataLoader)")
     need_floats(parameters, f"{rule}, which scores weights by their gradients,")
@@ -85,9 +86,7 @@ def choose(
                "warmup": options["warmup"]}  # fmt: skip
     if rule == "second_order" and options["curvature"] == "hutchinson":
         gradients, diagonal = hutchinson(model, parameters, data, probes=options["probes"], seed=seed, **scoring)
-        return second_order(gradients, k, diagonal=diagonal, per_tensor=per_tensor)
+        return second_order(gradients, k, diagonal=diagonal, **how)
     squared = rule == "fisher"
     scores = accumulate(model, parameters, data, squared=squared, per=options.get("per", "example"), **scoring)
-    return {"fisher": fisher, "gradient": gradient, "second_order": second_order}[rule](
-        scores, k, per_tensor=per_tensor
-    )
+    return {"fisher": fisher, "gradient": gradient, "second_order": second_order}[rule](scores, k, **how)

@@ -13,7 +13,7 @@ from pydantic_core import PydanticUndefined
 from gossamer.errors import BadPlan
 from gossamer.tasks.task import check_settings
 from gossamer.train.match import parsed
-from gossamer.train.plan import clash, row_of, settle
+from gossamer.train.plan import cannot_avoid, clash, row_of, settle
 
 TASK_SETTINGS = ("fields", "label", "labels", "metric", "max_length")  # those of tasks that have a flag of their own
 
@@ -43,6 +43,7 @@ class FitConfig(BaseModel):
     options: dict[str, Any] = {}
     exclude: tuple[str, ...] = ()
     on: tuple[Path, ...] = ()
+    avoid: tuple[Path, ...] = ()
     epochs: float | None = Field(default=None, gt=0)
     steps: int | None = Field(default=None, ge=1)
     lr: float | None = Field(default=None, gt=0)
@@ -72,7 +73,7 @@ class FitConfig(BaseModel):
 
     def facts(self) -> dict[str, Any]:
         """What decides the result, as plain JSON: everything but where it goes and how it is started."""
-        empty = {name for name in ("labels", "columns", "task_options") if not getattr(self, name)}
+        empty = {name for name in ("labels", "columns", "task_options", "avoid") if not getattr(self, name)}
         return self.model_dump(mode="json", exclude={"out", "resume", "force", *empty})
 
     def task_settings(self) -> dict[str, Any]:
@@ -150,6 +151,8 @@ def contradictions(settings: Mapping[str, Any]) -> list[str]:
         row = row_of(settings["method"])
     except BadPlan as error:
         return [*found, str(error)]
+    if settings["avoid"] and (wrong := cannot_avoid(row)):
+        found.append(wrong)
     if wrong := clash(row, *(settings[name] for name in ("density", "k", "match"))):
         found.append(wrong)
     elif settings["match"] is not None:

@@ -35,6 +35,7 @@ from gossamer.errors import BadPlan
 from gossamer.select.change import change
 from gossamer.select.grow_drop import grow_drop
 from gossamer.select.scoring import Batch, Loss
+from gossamer.train.avoid import Avoid, avoided, check_left
 from gossamer.train.checkpoint import Facts, latest, unseal
 from gossamer.train.choose import Patterns, choose, left_out, listed, maskable
 from gossamer.train.match import matched
@@ -59,6 +60,7 @@ def fit(
     on: Delta | None = None,
     head: bool | Patterns = True,
     exclude: Patterns = (),
+    avoid: Avoid = (),
     values: str = "bf16",
     seed: int = 0,
     checkpoint: str | PathLike[str] | None = None,
@@ -75,7 +77,7 @@ def fit(
         trainer: ``f(model)`` or ``f(model, phase)`` → an object with ``.train()``: a transformers Trainer, one of
             its children, or your own. Called once a phase, so that optimizer and schedule are fresh. `phase` is a
             `Fit` with the row's `lr`, `epochs`, `schedule`, `warmup` and the `index` of the phase.
-        density, k, match, data, loss, on, head, exclude, seed: as in `tune`.
+        density, k, match, data, loss, on, head, exclude, avoid, seed: as in `tune`.
         values: "bf16" (the default of files) or "fp32": what the change is rounded to, at the very end.
         checkpoint: a folder for what is needed to go on after a kill, between phases; within a phase a transformers
             Trainer saves its own checkpoints in its own `output_dir`, which must differ from phase to phase.
@@ -102,10 +104,13 @@ def fit(
         raise BadPlan(f"k={k} cannot grow over rounds={rounds}: each round adds at least one weight")
     spared = left_out(model, row, exclude)
     available = maskable(model, head, spared)
+    barred, others = avoided(model, row, avoid)
     if k is not None:
         check_k(k, sum(p.numel() for p in available.values()))
+        check_left(k, available, barred)
     freeze = base_parameters(model).keys() - available.keys()
     about = {"method": row.name, "seed": seed, "options": settled, "exclude": exclude}
+    about |= {"avoid": others} if others else {}
     plan = {**about, "k": k, "on": on.digest if on else None, "base": _digest(model, head)}
     store = Path(checkpoint) / "progress.safetensors" if checkpoint else None
     state = _begin(store, plan, resume)
@@ -117,12 +122,12 @@ def fit(
             if phase.rule == "change":
                 assert moved is not None and k is not None
                 share = _share(k, phases, at)
-                chosen = change(_dense_values(moved), share, without=state.support, kept=kept,
+                chosen = change(_dense_values(moved), share, without=state.support, avoid=barred, kept=kept,
                                 per_tensor=settled["per_tensor"])  # fmt: skip
             else:
                 with beneath(model, on):
-                    chosen = choose(model, phase.rule, k, data=data, loss=loss, head=head, exclude=spared, seed=seed,
-                                    options=settled)  # fmt: skip
+                    chosen = choose(model, phase.rule, k, data=data, loss=loss, head=head, exclude=spared, avoid=barred,
+                                    seed=seed, options=settled)  # fmt: skip
             state = _widen(model, state, chosen, at + 1, moved if phase.keep else None)
             if store:
                 state.save(store, force=True)
@@ -131,7 +136,8 @@ def fit(
         scouting = any(isinstance(next_, Choose) and next_.rule == "change" for next_ in follows)
         chosen = state.support if phase.tunable in CHOSEN else None
         tuned = Tuned(model, chosen, kind=phase.tunable, on=on, start=state, head=head, freeze=freeze, options=settled,
-                      seed=seed, k=k, revise=grow_drop, penalty=settled.get(phase.penalty, 0.0), about=about)  # fmt: skip
+                      seed=seed, k=k, avoid=barred, revise=grow_drop, penalty=settled.get(phase.penalty, 0.0),
+                      about=about)  # fmt: skip
         try:
             _train(trainer, tuned, phase, {"plan": plan, "phase": at}, resume, progress)
             result = tuned.delta("fp32")

@@ -25,6 +25,7 @@ from gossamer.delta.store import atomic, load
 from gossamer.errors import BadData, BadPlan, Clash, Diverged
 from gossamer.tasks.readers import Table, read, renamed, subset
 from gossamer.tasks.task import Examples, Task, plan_task, task_class
+from gossamer.train.avoid import Avoid
 from gossamer.train.bench import Bench
 from gossamer.train.callback import Progress
 from gossamer.train.config import FitConfig
@@ -66,13 +67,14 @@ def run_fit(config: FitConfig, *, progress: Progress | None = None, say: Say = l
     task = plan_task(config.task, table, **config.task_settings())
     held_out = load_data(config, config.eval) if config.eval else None
     on = [load(path) for path in config.on]
+    avoid = [load(path) for path in config.avoid]
     under = reduce(add, [part.without_head() for part in on]) if on else None  # their heads are for their own tasks
     bench = Bench.set_up(task, config.base, config.seed)
     train = task.encode(bench.tokenizer, table)
     test = task.encode(bench.tokenizer, held_out) if held_out else []
     _record(config, [table, held_out])
     try:
-        delta = train_delta(config, bench, train, test, on=under, progress=progress, say=say)
+        delta = train_delta(config, bench, train, test, on=under, avoid=avoid, progress=progress, say=say)
     except (BadPlan, BadData, Diverged):
         if (
             not config.resume
@@ -94,6 +96,7 @@ def train_delta(
     test: Examples,
     *,
     on: Delta | None = None,
+    avoid: Avoid = (),
     progress: Progress | None = None,
     say: Say = lambda text: None,
     watch: Callable[[Fit, Delta], None] | None = None,
@@ -131,8 +134,8 @@ def train_delta(
     shuffled = torch.Generator().manual_seed(0)  # rules score the first examples, and files may be sorted by label
     loader = DataLoader(train, batch_size=config.batch_size, collate_fn=bench.collate, shuffle=True, generator=shuffled)  # type: ignore[arg-type]
     return fit(bench.model, config.method, trainer=trainer, density=config.density, k=config.k, match=config.match,
-               data=loader, on=on, head=bench.head or False, exclude=config.exclude, values=config.values, seed=config.seed,
-               checkpoint=config.partial,
+               data=loader, on=on, head=bench.head or False, exclude=config.exclude, avoid=avoid,
+               values=config.values, seed=config.seed, checkpoint=config.partial,
                resume=config.resume, watch=seen, progress=progress, **config.options)  # fmt: skip
 
 

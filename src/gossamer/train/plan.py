@@ -70,6 +70,12 @@ class Method:
         return {n: v[0] if isinstance(v, tuple) else v for n, v in self.options.items()}
 
     @property
+    def avoids(self) -> bool:
+        """Whether it chooses its weights once, by scores, and so can leave some to others."""
+        rules = {phase.rule for phase in self.phases if isinstance(phase, Choose)} - {"bias"}
+        return bool(rules) and not any(fit.tunable.startswith("spiel") for fit in self.fits)
+
+    @property
     def fits(self) -> list[Fit]:
         """The phases that train."""
         return [phase for phase in self.phases if isinstance(phase, Fit)]
@@ -190,6 +196,14 @@ def _settled(row: Method, name: str, value: Any) -> Any:
     if not good:
         raise BadPlan(f"{row.name}: {name}={value!r}; expected {expected}")
     return float(value) if isinstance(default, float) else value
+
+
+def cannot_avoid(row: Method) -> str:
+    """What is wrong with asking a method to avoid the weights of other deltas, "" if nothing."""
+    if row.avoids:
+        return ""
+    able = ", ".join(name for name, other in methods().items() if other.avoids)
+    return f"{row.name} does not choose weights in a way that could avoid those of other deltas; these do: {able}"
 
 
 def clash(row: Method, density: object, k: object, match: object) -> str:

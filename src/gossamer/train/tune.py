@@ -14,6 +14,7 @@ from gossamer.delta.delta import Delta
 from gossamer.errors import BadPlan
 from gossamer.select.grow_drop import grow_drop
 from gossamer.select.scoring import Batch, Loss
+from gossamer.train.avoid import Avoid, avoided, check_left
 from gossamer.train.choose import Patterns, choose, left_out, listed, maskable
 from gossamer.train.match import matched
 from gossamer.train.plan import Choose, Fit, budget, row_of, settle
@@ -33,6 +34,7 @@ def tune(
     on: Delta | None = None,
     head: bool | Patterns = True,
     exclude: Patterns = (),
+    avoid: Avoid = (),
     seed: int = 0,
     **options: Any,
 ) -> Iterator[Tuned]:
@@ -49,6 +51,8 @@ def tune(
         on: a delta applied underneath, frozen.
         head: True, False, or name patterns of the head's parameters; a language model's output is never a head by itself.
         exclude: name patterns (relative to the backbone) never to be chosen.
+        avoid: deltas or supports whose entries are never chosen, so that the new delta is disjoint from them; for methods that
+            choose once: random, magnitude, gradient, sam, fisher, child-d (and in `fit` lt-sft and the prunings).
         seed: of the random rule, and of sam's random vectors.
         options: the method's own, see ``methods()``.
 
@@ -62,16 +66,20 @@ def tune(
     settled = settle(row, options)
     about: dict[str, Any] = {"method": row.name, "seed": seed, "options": settled, "exclude": listed(exclude)}
     exclude = left_out(model, row, exclude)
+    barred, others = avoided(model, row, avoid)
+    about |= {"avoid": others} if others else {}
     k = budget(row, count(model, head), density, k, match, lambda other: matched(model, other, head))
+    if k is not None:
+        check_left(k, maskable(model, head, exclude), barred)
     support = None
     with beneath(model, on):
         for phase in choices:
             assert isinstance(phase, Choose)
-            support = choose(model, phase.rule, k, data=data, loss=loss, head=head, exclude=exclude, seed=seed,
+            support = choose(model, phase.rule, k, data=data, loss=loss, head=head, exclude=exclude, avoid=barred, seed=seed,
                              options=settled)  # fmt: skip
     freeze = base_parameters(model).keys() - maskable(model, head, exclude).keys()
     tuned = Tuned(model, support, kind=last.tunable, on=on, head=head, freeze=freeze, options=settled, seed=seed,
-                  k=k, revise=grow_drop, about=about)  # fmt: skip
+                  k=k, avoid=barred, revise=grow_drop, about=about)  # fmt: skip
     try:
         yield tuned
     finally:

@@ -24,6 +24,7 @@ class Wanted:
     options: Mapping[str, Any] = field(default_factory=dict)  # the method's own
     seed: int = 0
     k: int | None = None  # how many entries may change, for tunables that see to it themselves
+    avoid: Support | None = None  # entries that may never be chosen, for the same
     revise: Callable[..., Support] | None = None  # the rule by which a support is revised (`select.grow_drop`)
 
 

@@ -18,7 +18,7 @@ from torch.optim.optimizer import Optimizer
 from gossamer.delta.apply import Stack
 from gossamer.delta.patch import round_once
 from gossamer.delta.support import Support
-from gossamer.delta.topk import check_k, top_k
+from gossamer.delta.topk import check_k, free, top_k
 from gossamer.errors import BadPlan
 from gossamer.tunable.around import Around
 from gossamer.tunable.dense import DenseLeaves
@@ -34,10 +34,12 @@ class ProjectedLeaves(DenseLeaves):
     def __init__(self, model: nn.Module, stack: Stack, wanted: Wanted) -> None:
         assert wanted.k is not None
         self.k, self.s, self.per_tensor = wanted.k, int(wanted.options["every"]), bool(wanted.options["per_tensor"])
+        self.avoid = wanted.avoid
         self.burn_in = float(wanted.options["burn_in"])
         if self.s < 1 or self.burn_in <= 0:
             raise BadPlan(f"every={self.s} and burn_in={self.burn_in:g}: expected at least one step each")
-        check_k(self.k, sum(stack.parameters[name].numel() for name in wanted.names))
+        sizes = free({name: stack.parameters[name].numel() for name in wanted.names}, self.avoid)
+        check_k(self.k, sum(sizes.values()))
         super().__init__(model, stack, wanted)
         self.t, self.steps = 0, 0  # done; in the whole phase, 0 while nobody has said
         self.support: Support | None = None
@@ -73,7 +75,7 @@ class ProjectedLeaves(DenseLeaves):
             self.project()
         elif self.t % self.s == 0:
             scores = {name: (lambda name=name: self.values(name).abs()) for name in self.leaves}
-            support = top_k(scores, self.k, per_tensor=self.per_tensor)
+            support = top_k(scores, self.k, per_tensor=self.per_tensor, without=self.avoid)
             if self.support is not None:
                 self.history.append(support.jaccard(self.support))
             self.support = support

@@ -73,22 +73,28 @@ INLINE void transpose8(const v8 *in, v8 *out) {
     out[4] = HIGH4(b0, b4), out[5] = HIGH4(b1, b5), out[6] = HIGH4(b2, b6), out[7] = HIGH4(b3, b7);
 }
 
-/* out[f, 0..63] = from[first token + 0..63, f]; tokens beyond `count` are 0; out[width] is ones */
+/* out[f, 0..63] = from[first token + 0..63, f]; tokens beyond `count` are 0; out[width] is ones. Sixteen tokens at a time are read
+   side by side along their rows, whole cache lines in an order that the processor foresees, and written as whole lines. */
 INLINE void transpose(const void *from, int half, int64_t stride, int64_t width, int64_t count, float *out) {
-    int64_t f = 0, full = count & ~7;
-    for (; f + 8 <= width; f += 8)
-        for (int64_t t = 0; t < full; t += 8) {
-            v8 in[8], turned[8];
+    int64_t t = 0, wide = width & ~7;
+    for (; t + 16 <= count; t += 16) {
+        for (int64_t f = 0; f < wide; f += 8) {
+            v8 in[8], low[8], high[8];
             for (int i = 0; i < 8; i++) in[i] = load(from, (t + i) * stride + f, half);
-            transpose8(in, turned);
-            for (int i = 0; i < 8; i++) *(v8u *)(out + (f + i) * TILE + t) = turned[i];
+            transpose8(in, low);
+            for (int i = 0; i < 8; i++) in[i] = load(from, (t + 8 + i) * stride + f, half);
+            transpose8(in, high);
+            for (int i = 0; i < 8; i++) {
+                *(v8u *)(out + (f + i) * TILE + t) = low[i];
+                *(v8u *)(out + (f + i) * TILE + t + 8) = high[i];
+            }
         }
-    for (int64_t g = 0; g < width; g++) {
-        int64_t begin = g < f ? full : 0;
-        for (int64_t t = begin; t < count; t++) out[g * TILE + t] = load_one(from, t * stride + g, half);
-        for (int64_t t = count; t < TILE; t++) out[g * TILE + t] = 0.0f;
+        for (int64_t f = wide; f < width; f++)
+            for (int64_t i = t; i < t + 16; i++) out[f * TILE + i] = load_one(from, i * stride + f, half);
     }
-    for (int64_t t = 0; t < TILE; t++) out[width * TILE + t] = 1.0f; /* the other side is 0 beyond `count` */
+    for (int64_t f = 0; t < TILE && f < width; f++)
+        for (int64_t i = t; i < TILE; i++) out[f * TILE + i] = i < count ? load_one(from, i * stride + f, half) : 0.0f;
+    for (t = 0; t < TILE; t++) out[width * TILE + t] = 1.0f; /* the other side is 0 beyond `count` */
 }
 
 INLINE v8 dot(const float *x, const float *y) {

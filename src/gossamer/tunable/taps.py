@@ -62,7 +62,8 @@ class Tapped(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad, layout, weight = grads[0], ctx.layout, ctx.weight
+        # contiguous once, here: the product's own backward would make another copy of what attention permuted
+        grad, layout, weight = grads[0].contiguous(), ctx.layout, ctx.weight
         inputs = ctx.again(*ctx.saved_tensors) if weight else None
         by_values, by_shifts = sampled(grad, inputs, layout)
         through = None

@@ -60,7 +60,7 @@ class Tuned:
         head: True trains everything outside the backbone, except a language-model output; False nothing; or name
             patterns of the parameters that make up the head, inside or outside the backbone.
         freeze: name patterns (relative to the backbone) of weights that are left alone.
-        options, seed, k, revise: of the method, for leaves that have any (see `Wanted`).
+        options, seed, k, avoid, revise: of the method, for leaves that have any (see `Wanted`).
         penalty: strength · Ω / m is added to the loss, see `penalize`.
         about: provenance to write into the delta.
     """
@@ -78,6 +78,7 @@ class Tuned:
         options: Mapping[str, Any] | None = None,
         seed: int = 0,
         k: int | None = None,
+        avoid: Support | None = None,
         revise: Callable[..., Support] | None = None,
         penalty: float = 0.0,
         about: Mapping[str, Any] | None = None,
@@ -112,7 +113,7 @@ class Tuned:
                     with torch.no_grad():
                         parameter.copy_(start.head[name])
             names = [name for name in self.identity if not matches(name, freeze)]
-            wanted = Wanted(names, support, start, options or {}, seed, k, revise)
+            wanted = Wanted(names, support, start, options or {}, seed, k, avoid, revise)
             self.leaves = self._attach(kind or ("dense" if support is None else "sparse"), wanted)
             if penalty:
                 self.penalize(penalty)
