@@ -2,8 +2,8 @@
 
 States are mappings of names to tensors and may read them when asked (`interop.checkpoint`): one tensor of each is held
 at a time. Names that only the new state has are its head. Lossless means *set*, not added: a sum cannot make −0.0, nor
-every 16-bit value; what changed is found by comparing bits. In a tensor of which more than 30 % changed all values are
-kept, since their places would cost more than they save.
+every 16-bit value; what changed is found by comparing bits. All values of a tensor are kept where a mask of the changed
+ones would cost more bytes than leaving the others out saves: from 1 − 1/(8 · bytes a value) on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from gossamer.errors import BadPlan, BaseMismatch
 
 State = Mapping[str, Tensor]
 Seen = Callable[[str], None]
-DENSE = 0.3  # the share of changed entries above which all of them are kept
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -96,7 +95,9 @@ def _lossless(old: State, new: State, seen: Seen) -> Made:
         if count:
             _finite(name, after)
             flat, shape = after.reshape(-1), tuple(after.shape)
-            where = None if count > DENSE * flat.numel() else changed.nonzero().reshape(-1)
+            unchanged = flat.numel() - count
+            # the file codes places at one bit an entry or less (store._place), so this compares what is written
+            where = None if 8 * unchanged * flat.element_size() <= flat.numel() else changed.nonzero().reshape(-1)
             replaced[name] = Replaced(shape, where, flat.clone() if where is None else flat[where])
             digest = fingerprint(after)[:32]
         child.update(f"{name} {digest}\n".encode())

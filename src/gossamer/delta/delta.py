@@ -136,9 +136,18 @@ class Delta:
         """The same change without its task head, so that it adds to a delta that has another."""
         return replace(self, head={})
 
+    def need_sums(self, what: str) -> None:
+        """Raises NotLinear if values are replaced: how far they move is not known without the base."""
+        if self.replaced:
+            raise NotLinear(
+                f"{what} is not defined where values are replaced (of {min(self.replaced)!r} first); make a delta that adds: "
+                "diff with a density in place of lossless"
+            )
+
     def within(self, names: Container[str]) -> Delta:
         """The part of the change that lies in some parameters: what a model that lacks others (a pooler, say) can take."""
-        return replace(self, terms={name: terms for name, terms in self.terms.items() if name in names})
+        terms = {name: terms for name, terms in self.terms.items() if name in names}
+        return replace(self, terms=terms, replaced={n: patch for n, patch in self.replaced.items() if n in names})
 
     # measures ---------------------------------------------------------------------------------------------------
 
@@ -157,11 +166,17 @@ class Delta:
         return replace(self, terms=terms, about={**self.about, "values": values}, grafts=grafts)
 
     def dot(self, other: Delta) -> float:
-        """Σ over all weights of the product of the two changes, in float64; heads and grafts take no part."""
+        """Σ over all weights of the product of the two changes, in float64; heads and grafts take no part.
+
+        Raises:
+            NotLinear: one of them replaces values, whose change depends on the base.
+        """
+        self.need_sums("the inner product of deltas")
+        other.need_sums("the inner product of deltas")
         return math.fsum(_inner(self.terms[name], other.terms[name]) for name in self.terms.keys() & other.terms.keys())
 
     def norm(self) -> float:
-        """Euclidean norm of the change, in float64; head and grafts take no part."""
+        """Euclidean norm of the change, in float64; head and grafts take no part. NotLinear where values are replaced."""
         return math.sqrt(max(self.dot(self), 0.0))
 
     @property

@@ -218,8 +218,16 @@ class Replaced:
         return "replaced" + fingerprint(*where, self.values) + str(self.shape)
 
     @property
+    def nbytes(self) -> int:
+        return self.values.nbytes + (0 if self.indices is None else self.indices.nbytes)
+
+    @property
     def count(self) -> int:
         return self.values.numel()
+
+    @property
+    def finite(self) -> bool:
+        return bool(self.values.isfinite().all())
 
     def add_to(self, total: Tensor, coefficient: float, slots: Tensor | None = None) -> None:
         """Sets entries of a flat float64 tensor; the coefficient is 1."""

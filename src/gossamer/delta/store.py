@@ -119,7 +119,7 @@ def _pack(delta: Delta) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 sparse.setdefault(_dtype(patch.values), []).append((name, patch))
             elif isinstance(patch, Dense):
                 tensors[f"dense.{name}"] = patch.values
-            else:
+            elif isinstance(patch, LowRank):
                 tensors[f"lowrank.{name}.left"], tensors[f"lowrank.{name}.right"] = patch.left, patch.right
     for graft in delta.grafts:
         tensors |= {f"{_stem(graft.place, graft.level)}.{part}": tensor for part, tensor in graft.tensors.items()}
@@ -199,7 +199,7 @@ def _unpack(tensors: dict[str, Tensor], description: dict[str, Any]) -> Delta:
         patch = LowRank(left.pop(name), left.pop(f"{stem}.right"))
         terms.setdefault(stem.removeprefix("lowrank."), []).append((1.0, patch))
     grafts = _grafts(left, description["grafts"]) if "grafts" in description else ()
-    replaced = {name: _set(left, name, shape, how) for name, shape, how in description.get("replaced", [])}
+    replaced = _replaced(left, description["replaced"]) if "replaced" in description else {}
     if left:
         raise BadFile(f"tensor {min(left)!r} has no place in a delta; the file is damaged")
     base = {name: _record(*fields) for name, *fields in description["base"]}
@@ -220,12 +220,22 @@ def _version(description: Mapping[str, Any]) -> int:
     return 3 if "replaced" in description else 2 if "grafts" in description else 1
 
 
+def _replaced(left: dict[str, Tensor], listed: list[Any]) -> dict[str, Replaced]:
+    """The replacements that a description lists; takes their tensors out of those that are left."""
+    names = [name for name, _, _ in listed]
+    if not all(isinstance(name, str) for name in names):
+        raise BadFile("the name of a replaced parameter is not text; the file is damaged")
+    if not names or names != sorted(set(names)):
+        raise BadFile("replaced parameters are listed twice, out of order or not at all; the file is damaged")
+    return {name: _set(left, name, shape, how) for name, shape, how in listed}
+
+
 def _place(patch: Replaced) -> tuple[str, Tensor | None]:
     """Where replaced values stand, as the fewest bytes: ("dense", None), ("positions", code) or ("mask", bits)."""
     if patch.indices is None:
         return "dense", None
     n, where = math.prod(patch.shape), patch.indices.cpu().numpy()
-    if where.size * 8 < n:  # denser than that, Golomb's code takes more than half a bit an entry and time to find
+    if where.size * 2 < n:  # in a denser set most gaps are 0, which Golomb's code writes as the mask does
         code = codec.encode(where, n)
         if code.size < (n + 7) // 8:
             return "positions", torch.from_numpy(code)
@@ -238,11 +248,18 @@ def _set(left: dict[str, Tensor], name: str, listed: Any, how: str) -> Replaced:
     shape, values = _shape(listed), left.pop(f"set.{name}.values")
     if how == "dense":
         return Replaced(shape, None, values)
+    if how not in ("positions", "mask"):
+        raise BadFile(f"the places of {name!r} are of unknown kind {how!r}; upgrade gossamer, or the file is damaged")
     n, packed = math.prod(shape), left.pop(f"set.{name}.{how}").numpy()
+    if packed.dtype != np.uint8 or packed.ndim != 1 or n >= 1 << 62:
+        raise BadFile(f"the places of {name!r} are no bytes, or of a parameter that cannot be; the file is damaged")
     if how == "positions":
-        return Replaced(shape, torch.from_numpy(codec.decode(packed, values.numel(), n)), values)
-    if how != "mask" or packed.dtype != np.uint8 or packed.shape != ((n + 7) // 8,):
-        raise BadFile(f"the places of {name!r} are of an unknown kind or a wrong length; the file is damaged")
+        try:
+            return Replaced(shape, torch.from_numpy(codec.decode(packed, values.numel(), n)), values)
+        except BadFile as error:
+            raise BadFile(f"tensor 'set.{name}.positions': {error}") from None
+    if packed.size != (n + 7) // 8:
+        raise BadFile(f"the places of {name!r} have a wrong length; the file is damaged")
     bits = np.unpackbits(packed)
     if bits[n:].any():
         raise BadFile(f"the mask of {name!r} goes on behind its end; the file is damaged")

@@ -20,6 +20,7 @@ from torch import Tensor
 from gossamer.delta.base import base_parameters, more
 from gossamer.delta.between import Seen, between
 from gossamer.delta.delta import Delta
+from gossamer.delta.patch import raw
 from gossamer.errors import BadFile, BadPlan, BaseMismatch
 from gossamer.tasks.pretrained import locate
 
@@ -133,7 +134,7 @@ def diff(
         under `lacking` the base's parameters that the tuned model does not have (they stay as they are).
 
     Raises:
-        BaseMismatch: the two share no tensors, most are missing, or shapes differ. BadPlan, BadFile: see `Checkpoint`.
+        BaseMismatch: the two share no tensors, most are missing, shapes differ, or (lossless) a buffer differs. BadPlan, BadFile: see `Checkpoint`.
     """
     old, new = Checkpoint(base), Checkpoint(tuned)
     ours, theirs = backbone_names(old), backbone_names(new)
@@ -144,13 +145,20 @@ def diff(
             f"{tuned} lacks {lacking[0]!r}{more(lacking)} of the {len(ours)} parameters of {base}; are these two of one model?"
         )
     task = task_of(new.config, fields, label)
-    used, outer = {theirs[name] for name in common} | _buffers(new), {}
+    buffers = _buffers(new)
+    used, outer = {theirs[name] for name in common} | buffers, {}
     for key in new:
         if key in used:
             continue
         same = key in old and key not in ours.values() and old[key].shape == new[key].shape
         if task or not same or not torch.equal(old[key], new[key]):
             outer[key] = key
+    moved = [key for key in sorted(buffers) if lossless and key in old and key in new and not same_bits(old[key], new[key])]
+    if moved:
+        raise BaseMismatch(
+            f"the buffer {moved[0]!r}{more(moved)} differs between {base} and {tuned}, and a delta holds weights only, so it "
+            "cannot be lossless; keep the largest changes (density, k), or copy that buffer into the base"
+        )
     clash = [name for name in outer if name in common]
     if clash:
         raise BaseMismatch(f"{clash[0]!r} names both a parameter of the backbone and one outside it in {tuned}")
@@ -203,6 +211,11 @@ def _skeleton(found: Checkpoint) -> torch.nn.Module | None:
             return AutoModel.from_config(AutoConfig.from_pretrained(found.folder))
     except (OSError, ValueError) as error:
         raise BadPlan(f"no model can be built from {found.folder / 'config.json'}: {error}") from None
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are alike in dtype, shape and every bit."""
+    return a.dtype == b.dtype and a.shape == b.shape and raw(a) == raw(b)
 
 
 def _buffers(found: Checkpoint) -> set[str]:

@@ -83,6 +83,11 @@ class Tuned:
         penalty: float = 0.0,
         about: Mapping[str, Any] | None = None,
     ) -> None:
+        if start and start.replaced:
+            raise BadPlan(
+                f"a training cannot start from replaced values (of {min(start.replaced)!r} first), which do not change by "
+                "sums; merge that delta into the base, or make one that adds: diff with a density in place of lossless"
+            )
         stack = Stack.over(model)
         if stack.layers:
             raise Clash("this model already carries deltas or a tuning; leave that `with` first, or pass deltas as on=")
