@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForSequenceClassification, BertForSequenceClassification, BertModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertForSequenceClassification,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 import gossamer as gs
 from gossamer.cli.main import run
@@ -98,3 +108,69 @@ def test_other_shapes_and_other_models_are_refused(place: Path, tmp_path: Path) 
     delta = gs.diff(place / "base", tmp_path / "second", density=0.01)
     assert not delta.head
     assert "task" not in delta.about
+
+
+def test_refitting_trains_the_kept_values_and_the_head(place: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(place)
+    plain = ["diff", "base", "tuned", "--k", "60", "--json"]
+    assert run([*plain, "--out", "k.safetensors"]) == 0
+    capsys.readouterr()
+    more = ["--refit", "3", "--train", "train.jsonl", "--data", "test.jsonl"]
+    assert run([*plain, "--out", "r.safetensors", *more]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    kept, refitted = gs.load("k.safetensors"), gs.load("r.safetensors")
+    assert {"scores_before_refit", "scores", "tuned_scores"} <= facts.keys()
+    assert refitted.support == kept.support, "no entry was chosen anew"
+    assert refitted != kept
+    assert not torch.equal(refitted.head["classifier.weight"], kept.head["classifier.weight"])
+    assert refitted.about["refit"]["steps"] == 3
+    assert not Path("r.safetensors.partial").exists()
+    for wrong in (["--refit", "3"], ["--train", "train.jsonl"], ["--lr", "1"], ["--refit", "0", "--train", "train.jsonl"]):
+        assert run([*plain, "--out", "w.safetensors", *wrong]) == 2
+    assert run(["diff", "base", "tuned", "--lossless", "--out", "w.safetensors", *more]) == 2
+
+
+def test_data_that_cannot_be_scored_is_found_before_the_work(place: Path, monkeypatch) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("gossamer.interop.checkpoint.diff", None)
+    assert run(["diff", "base", "base", "--k", "9", "--out", "n.safetensors", "--data", "test.jsonl"]) == 2
+    assert run(["diff", "base", "tuned", "--k", "9", "--out", "n.safetensors", "--data", "missing.jsonl"]) != 0
+    assert not Path("n.safetensors").exists()
+
+
+MODELS = {
+    "tied": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=32)),
+    "untied": lambda: LlamaForCausalLM(LlamaConfig(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+                                                   num_attention_heads=2, tie_word_embeddings=False)),
+    "encoder-decoder": lambda: T5ForConditionalGeneration(T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=2,
+                                                                   num_heads=2, decoder_start_token_id=0)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_other_kinds_of_model_come_back_to_the_bit(tmp_path: Path, kind: str) -> None:
+    torch.manual_seed(0)
+    model = MODELS[kind]()
+    model.save_pretrained(tmp_path / "base")
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * (torch.rand_like(p) < 0.2))
+    model.save_pretrained(tmp_path / "tuned")
+    again = type(model).from_pretrained(tmp_path / "base")
+    delta = gs.diff(tmp_path / "base", tmp_path / "tuned", lossless=True)
+    assert "lacking" not in delta.about
+    with gs.applied(again, delta):
+        assert same_bits(again, bits(model))
+
+
+def test_a_base_with_a_pooler_and_a_tuned_model_without(place: Path, tmp_path: Path) -> None:
+    model = BertModel.from_pretrained(place / "base", add_pooling_layer=False)
+    with torch.no_grad():
+        model.embeddings.word_embeddings.weight[3] += 1
+    model.save_pretrained(tmp_path / "lean")
+    delta = gs.diff(place / "base", tmp_path / "lean", lossless=True)
+    assert delta.about["lacking"] == ["pooler.dense.bias", "pooler.dense.weight"]
+    assert list(delta.replaced) == ["embeddings.word_embeddings.weight"]
+    whole = BertModel.from_pretrained(place / "base")
+    with gs.applied(whole, delta):
+        assert torch.equal(whole.embeddings.word_embeddings.weight, model.embeddings.word_embeddings.weight)

@@ -58,6 +58,7 @@ def fit(
     data: Iterable[Batch] | None = None,
     loss: Loss | None = None,
     on: Delta | None = None,
+    start: Delta | None = None,
     head: bool | Patterns = True,
     exclude: Patterns = (),
     avoid: Avoid = (),
@@ -78,6 +79,8 @@ def fit(
             its children, or your own. Called once a phase, so that optimizer and schedule are fresh. `phase` is a
             `Fit` with the row's `lr`, `epochs`, `schedule`, `warmup` and the `index` of the phase.
         density, k, match, data, loss, on, head, exclude, avoid, seed: as in `tune`.
+        start: values and a head to go on from: its entries are those that are trained, and none are chosen. Only for a
+            method of one choice and one sparse fit, such as random, with k its number of entries.
         values: "bf16" (the default of files) or "fp32": what the change is rounded to, at the very end.
         checkpoint: a folder for what is needed to go on after a kill, between phases; within a phase a transformers
             Trainer saves its own checkpoints in its own `output_dir`, which must differ from phase to phase.
@@ -112,8 +115,11 @@ def fit(
     about = {"method": row.name, "seed": seed, "options": settled, "exclude": exclude}
     about |= {"avoid": others} if others else {}
     plan = {**about, "k": k, "on": on.digest if on else None, "base": _digest(model, head)}
+    plan |= {"start": start.digest} if start is not None else {}
     store = Path(checkpoint) / "progress.safetensors" if checkpoint else None
     state = _begin(store, plan, resume)
+    if start is not None and state.about["next"] == 0:
+        state = replace(start, about={**state.about, "next": _behind_choice(row.name, phases)})
     result, moved, kept = state, None, None
     for at, phase in enumerate(phases):
         if at < state.about["next"]:
@@ -176,6 +182,13 @@ def _begin(store: Path | None, plan: dict[str, Any], resume: bool) -> Delta:
             f"{store} belongs to another run ({state.about.get('plan')}); resume with that run's settings, or start anew"
         )
     return state
+
+
+def _behind_choice(method: str, phases: list[Phase]) -> int:
+    """Where a run begins whose entries are given: at the fit that trains them."""
+    if len(phases) != 2 or not isinstance(phases[0], Choose) or getattr(phases[1], "tunable", "") != "sparse":
+        raise BadPlan(f"{method} cannot start from a delta: only a method of one choice and one sparse fit can (random)")
+    return 1
 
 
 def _share(k: int, phases: list[Phase], at: int) -> int:

@@ -96,6 +96,7 @@ def train_delta(
     test: Examples,
     *,
     on: Delta | None = None,
+    start: Delta | None = None,
     avoid: Avoid = (),
     progress: Progress | None = None,
     say: Say = lambda text: None,
@@ -134,7 +135,7 @@ def train_delta(
     shuffled = torch.Generator().manual_seed(0)  # rules score the first examples, and files may be sorted by label
     loader = DataLoader(train, batch_size=config.batch_size, collate_fn=bench.collate, shuffle=True, generator=shuffled)  # type: ignore[arg-type]
     return fit(bench.model, config.method, trainer=trainer, density=config.density, k=config.k, match=config.match,
-               data=loader, on=on, head=bench.head or False, exclude=config.exclude, avoid=avoid,
+               data=loader, on=on, start=start, head=bench.head or False, exclude=config.exclude, avoid=avoid,
                values=config.values, seed=config.seed, checkpoint=config.partial,
                resume=config.resume, watch=seen, progress=progress, **config.options)  # fmt: skip
 
