@@ -11,6 +11,7 @@ from rich.console import Console
 from benchmarks import (
     apply,
     compose,
+    diff,
     file,
     kernel,
     lt_sft,
@@ -29,7 +30,7 @@ from benchmarks.common import Figure, setting, table, write
 
 TOPICS = {"step": step, "kernel": kernel, "memory": memory, "state": state, "scaling": scaling, "file": file, "apply": apply,
           "topk": topk, "selection": selection, "startup": startup, "lt_sft": lt_sft, "scale": scale, "tasks": tasks,
-          "parse": parse, "compose": compose}  # fmt: skip
+          "parse": parse, "compose": compose, "diff": diff}  # fmt: skip
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ from gossamer.delta.apply import applied, apply, merge
 from gossamer.delta.delta import Delta
 from gossamer.delta.store import load
 from gossamer.errors import GossamerError
+from gossamer.interop.checkpoint import diff
 from gossamer.prime.maml import prime
 from gossamer.train.fit import fit
 from gossamer.train.plan import methods
@@ -18,6 +19,7 @@ __all__ = [
     "applied",
     "apply",
     "compose",
+    "diff",
     "fit",
     "interference",
     "load",

@@ -21,7 +21,7 @@ from torch import Tensor
 from gossamer.delta import codec, store
 from gossamer.delta.delta import Delta
 from gossamer.delta.graft import Graft, shapes
-from gossamer.delta.patch import Dense, LowRank
+from gossamer.delta.patch import Dense, LowRank, Replaced
 from gossamer.delta.store import load
 from gossamer.errors import BadFile, BadPlan, Clash, GossamerError
 
@@ -479,3 +479,67 @@ def test_a_diverged_delta_is_not_written(tmp_path, value):
         with pytest.raises(BadPlan, match="NaN or infinite"):
             delta.save(tmp_path / "d.safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+# replacements -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def replacing(tmp_path: Path) -> Path:
+    """Places of each kind: positions of a, a mask of b, all of c."""
+    path = tmp_path / "replaced.safetensors"
+    few, many = torch.arange(0, 4000, 101), torch.arange(0, 21, 2)
+    found = {
+        "a": Replaced((40, 100), few, torch.ones(few.numel())),
+        "b": Replaced((21,), many, torch.ones(many.numel())),
+        "c": Replaced((3, 4), None, torch.ones(12)),
+    }
+    Delta({}, replaced=found).save(path)
+    assert load(path) == Delta({}, replaced=found)
+    return path
+
+
+def listed(how: Callable[[list[Any]], Any]) -> Callable[[Tensors, Description], Any]:
+    return lambda tensors, description: description.update(replaced=how(description["replaced"]))
+
+
+@pytest.mark.parametrize(
+    ("edit", "match"),
+    [
+        (listed(lambda rows: []), "not at all"),
+        (listed(lambda rows: rows[:1] + rows), "twice"),
+        (listed(lambda rows: rows[::-1]), "out of order"),
+        (listed(lambda rows: [[3, *rows[0][1:]], *rows[1:]]), "not text"),
+        (listed(lambda rows: [[None, [1], "dense"]]), "not text"),
+        (listed(lambda rows: rows[:2]), "no place"),
+        (listed(lambda rows: [*rows, ["d", [2], "dense"]]), "contradicts"),
+        (listed(lambda rows: None), None),
+        (listed(lambda rows: [["a", [40, 100]], *rows[1:]]), None),
+        (listed(lambda rows: [["a", [40, 100], "values"], *rows[1:]]), "unknown kind"),
+        (listed(lambda rows: [["a", [40, 100], "dense"], *rows[1:]]), None),
+        (listed(lambda rows: [["a", [40, 9], "positions"], *rows[1:]]), "beyond"),
+        (listed(lambda rows: [["a", [1 << 40, 1 << 40], "positions"], *rows[1:]]), "cannot be"),
+        (listed(lambda rows: [["a", [-40, -100], "positions"], *rows[1:]]), "not the shape"),
+        (listed(lambda rows: [rows[0], ["b", [25], "mask"], rows[2]]), "wrong length"),
+        (listed(lambda rows: [rows[0], ["b", [17], "mask"], rows[2]]), "behind its end"),
+        (listed(lambda rows: [*rows[:2], ["c", [3, 5], "dense"]]), "cannot replace"),
+        (lambda tensors, _: tensors.update({"set.b.mask": tensors["set.b.mask"].float()}), "no bytes"),
+        (lambda tensors, _: tensors.update({"set.b.mask": tensors["set.b.mask"][None]}), "no bytes"),
+        (lambda tensors, _: tensors.update({"set.b.mask": tensors["set.b.mask"] * 0}), None),
+        (lambda tensors, _: tensors.update({"set.a.positions": tensors["set.a.positions"][:-1].clone()}), "end early"),
+        (lambda tensors, _: tensors.update({"set.a.values": tensors["set.a.values"].int()}), "int32"),
+        (lambda tensors, _: tensors.update({"set.a.values": tensors["set.a.values"] * float("nan")}), "NaN"),
+        (lambda tensors, _: tensors.pop("set.a.positions"), "set.a.positions"),
+        (lambda tensors, _: tensors.update({"set.c.mask": torch.ones(2, dtype=torch.uint8)}), "no place"),
+        (lambda _, description: description.update(format=2), "does not exist"),
+        (lambda _, description: description.update(base=[["c", [4, 3], "float32", {"float32": "0" * 32}]]), "another shape"),
+    ],
+)  # fmt: skip
+def test_forged_replacements(replacing, edit, match):
+    forge(replacing, edit)
+    refuses(replacing, match)
+
+
+def test_format_3_without_replacements(file):
+    forge(file, lambda _, description: description.update(format=3))
+    refuses(file)

@@ -43,7 +43,7 @@ def audit(model: nn.Module, delta: Delta) -> list[Audited]:
     before = {name: _bits(p).clone() for name, p in base_parameters(model).items()}
     with applied(model, delta, head=False):
         differ = {n: int((_bits(p) != before[n]).sum()) for n, p in base_parameters(model).items()}
-    whole = delta.coalesce().terms
+    whole = delta.coalesce().layer
     found = []
     for name, bits in before.items():
         patches = [patch for _, patch in whole.get(name, ())]

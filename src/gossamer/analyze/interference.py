@@ -171,6 +171,8 @@ def interference(*deltas: Delta, names: Sequence[str] | None = None) -> Interfer
     called = tuple(names) if names is not None else _letters(len(deltas))
     if len(called) != len(deltas) or len(set(called)) != len(called):
         raise BadPlan(f"names={list(called)}: expected {len(deltas)} names, no two alike")
+    for delta, label in zip(deltas, called, strict=True):
+        delta.need_sums(f"{label}: interference")
     _one_base(deltas, called)
     pairs = list(combinations(range(len(deltas)), 2))
     found: dict[tuple[int, int], dict[str, Meeting]] = {pair: {} for pair in pairs}

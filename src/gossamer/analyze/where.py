@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gossamer.delta.delta import Delta
@@ -22,7 +22,7 @@ class Place:
     module: str
     size: int  # weights of the parameter
     changed: int  # values that the delta stores for it
-    norm: float  # Euclidean norm of the change
+    norm: float  # Euclidean norm of the change; NaN where values are replaced, whose change the base decides
 
     @property
     def density(self) -> float:
@@ -32,14 +32,14 @@ class Place:
 def where(delta: Delta) -> list[Place]:
     """One `Place` for each parameter of the base, touched or not, in the base's order."""
     sizes = {name: math.prod(known.shape) for name, known in delta.base.items()}
-    sizes |= {name: math.prod(terms[0][1].shape) for name, terms in delta.terms.items() if name not in sizes}
+    sizes |= {name: math.prod(terms[0][1].shape) for name, terms in delta.layer.items() if name not in sizes}
     found = []
     for name, size in sizes.items():
-        part = Delta({name: delta.terms[name]}) if name in delta.terms else Delta({})
+        part = replace(delta.within({name}), grafts=(), head={})
         number = _NUMBER.search(name)
         layer = int(number.group(1)) if number else None
         module = name[number.end() + 1 :] if number else name
-        found.append(Place(name, layer, module, size, part.k, part.norm()))
+        found.append(Place(name, layer, module, size, part.k, math.nan if part.replaced else part.norm()))
     return found
 
 

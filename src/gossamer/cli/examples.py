@@ -23,6 +23,10 @@ EXAMPLES = {
         "gossamer merge mine.safetensors --out merged",
         "gossamer merge mine.safetensors --base minilm --out merged --force",
     ),
+    "diff": (
+        "gossamer diff base merged --density 0.01 --out kept.safetensors",
+        "gossamer diff base merged --lossless --out exact.safetensors --json",
+    ),
     "compose": (
         "gossamer compose 't + 0.5*u' t=mine.safetensors u=second.safetensors --head t --out both.safetensors",
         "gossamer compose --method ties --density 0.3 t=mine.safetensors u=second.safetensors --head t --out merged.safetensors",

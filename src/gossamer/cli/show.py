@@ -82,14 +82,15 @@ def show(
             for g in loaded.grafts
         ],
         "values": about.get("values") or "fp32",
-        "norm": loaded.norm(),
+        "replaced": sum(patch.count for patch in loaded.replaced.values()),
+        "norm": None if loaded.replaced else loaded.norm(),
         "task": about.get("task"),
         "scores": about.get("scores", {}),
         "baseline": about.get("baseline", {}),
         "seed": about.get("seed"),
         "on": about.get("on", []),
         "versions": about.get("versions", {}),
-        "layers": {layer: {"weights": n, "changed": c, "norm": norm} for layer, (n, c, norm) in layers.items()},
+        "layers": {layer: {"weights": n, "changed": c, "norm": _known(norm)} for layer, (n, c, norm) in layers.items()},
     }
     changed = loaded.k - sum(graft.count for graft in loaded.grafts)
     if plot and not changed:
@@ -117,7 +118,9 @@ def show(
         *(("added modules", line) for line in added(loaded)),
         ("file", f"{size(facts['bytes'])}, values {facts['values']}; a full copy in float32 is {size(4 * loaded.m)}"),
     ]
-    if changed:
+    if facts["replaced"]:
+        lines.append(("replaced", f"{facts['replaced']:,} of these weights are set to a value, to the bit"))
+    elif changed:
         lines.append(("norm of the change", f"{facts['norm']:.4g}"))
     if facts["natural_density"] is not None:
         lines.append(("before projection", f"{facts['natural_density']:.3%} of the weights expected to change"))
@@ -133,7 +136,10 @@ def show(
         console.print(f"[bold]{name:>18}[/]  {escape(str(value))}", highlight=False)
     if facts["scores"]:
         console.print(scores_table("scores after training", facts["scores"], facts["baseline"], task.get("metric", "")))
-    rows = [[layer, f"{n:,}", f"{c:,}", f"{c / n:.3%}", f"{norm:.3g}"] for layer, (n, c, norm) in layers.items()]
+    rows = [
+        [layer, f"{n:,}", f"{c:,}", f"{c / n:.3%}", f"{norm:.3g}" if norm == norm else "—"]
+        for layer, (n, c, norm) in layers.items()
+    ]
     if changed:
         console.print(table("where the changes lie", ["layer", "weights", "stored", "density", "norm"], rows))
     if audit:
@@ -151,6 +157,11 @@ def show(
                       highlight=False)  # fmt: skip
     if plot:
         console.print(f"heat map: {plot}")
+
+
+def _known(norm: float) -> float | None:
+    """JSON knows no NaN."""
+    return norm if norm == norm else None
 
 
 def _audit(path: Path, loaded: Delta, base: str | None) -> list[Audited]:

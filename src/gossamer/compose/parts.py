@@ -95,6 +95,7 @@ def check(deltas: Sequence[Delta], method: str, **numbers: float) -> None:
         if isinstance(number, bool) or not isinstance(number, Real) or not math.isfinite(number):
             raise BadPlan(f"{setting}={number!r} of {method}; expected a finite number")
     for i, delta in enumerate(deltas):
+        delta.need_sums(f"delta {i + 1}: {method}")
         bad = [name for name, terms in delta.terms.items() if not all(patch.finite for _, patch in terms)]
         if bad:
             raise BadPlan(f"delta {i + 1} holds NaN or infinite values in {bad[0]!r}; did its training diverge?")

@@ -20,7 +20,7 @@ from gossamer.delta.attach import Grafted, Scion
 from gossamer.delta.base import Record, backbone, base_parameters, check, more, record, state
 from gossamer.delta.delta import Delta
 from gossamer.delta.overlay import Overlay, check_fits
-from gossamer.delta.patch import Terms, union
+from gossamer.delta.patch import Replaced, Terms, union
 from gossamer.delta.quantized import quantized, writable
 from gossamer.delta.site import Site
 from gossamer.errors import BadPlan, BaseMismatch, Clash, NotLinear
@@ -52,13 +52,13 @@ def applied(model: nn.Module, delta: Delta, *, head: bool = True) -> Iterator[nn
 def apply(model: nn.Module, delta: Delta, *, head: bool = True) -> Applied:
     """Puts a delta on a model and returns a handle whose `restore()` takes it off again. See `applied`."""
     stack = Stack.over(model)
-    check(delta.base, stack.identity(), delta.terms)
+    check(delta.base, stack.identity(), delta.layer)
     stack.grafts.check(model, delta.grafts)
     kept = _fit_head(model, delta.head) if head else {}
     if kept and stack.tuned:
         raise Clash("a tuning trains this model's head; leave its `with` first, or apply with head=False")
     scions = [Scion(graft) for graft in delta.grafts]
-    handle = Applied(model, stack, dict(delta.terms), {name: p.detach().clone() for name, p in kept.items()}, scions)
+    handle = Applied(model, stack, dict(delta.layer), {name: p.detach().clone() for name, p in kept.items()}, scions)
     stack.push(handle.layer)
     stack.grafts.put(model, scions)
     with torch.no_grad():
@@ -81,7 +81,7 @@ def merge(model: nn.Module, delta: Delta, *, head: bool = True) -> nn.Module:
             "into weights; use it with gossamer.applied(model, delta)"
         )
     stack = Stack.over(model)
-    closed = [name for name in delta.terms if name in stack.parameters and quantized(stack.parameters[name])]
+    closed = [name for name in delta.layer if name in stack.parameters and quantized(stack.parameters[name])]
     if closed:
         raise BadPlan(
             f"{closed[0]!r}{more(closed)} is quantized in this model, and a quantized weight cannot hold a delta; use it "
@@ -201,6 +201,8 @@ class Stack:
                 raise BaseMismatch(
                     f"wrong base: {name!r} has shape {list(expected)} where the delta expects {list(given)}"
                 )
+            if sum(isinstance(patch, Replaced) for _, patch in self._terms(name) + terms) > 1:
+                raise Clash(f"{name!r} is already replaced by another delta; restore that one first, or merge it")
             if not writable(self.parameters[name]):
                 check_fits(self._bottom(), name, self.parameters[name], terms)
 

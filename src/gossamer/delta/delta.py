@@ -21,7 +21,7 @@ from torch import Tensor
 from gossamer.delta.attach import taken_twice
 from gossamer.delta.base import Identity
 from gossamer.delta.graft import Graft
-from gossamer.delta.patch import Dense, Patch, Sparse, Terms, coalesce, exact, fingerprint, to_dtype, union
+from gossamer.delta.patch import Dense, Patch, Replaced, Sparse, Terms, coalesce, exact, fingerprint, to_dtype, union
 from gossamer.delta.support import Support
 from gossamer.errors import BadPlan, BaseMismatch, Clash, NotLinear
 
@@ -38,11 +38,13 @@ class Delta:
         head: full name → tensor of the task head, dense, outside the algebra.
         about: provenance, plain JSON values (method, settings, task, scores, versions).
         grafts: added modules, at most one a place and level, in that order.
+        replaced: canonical parameter name → entries that are set before anything is added (lossless `between`).
 
     Laws: + commutes and associates, · distributes, a − a has no patches, 1.0 · a is a. ``c * d`` keeps d's head
     unscaled, ``a - b`` keeps a's head, ``a + b`` keeps the only head there is; two unequal heads raise `Clash`.
     Grafts: ``a + b`` keeps those of both, equal ones once, and raises `Clash` for unequal ones at one place and level;
     scaling by anything but 1 raises `NotLinear`, and so does subtracting a delta that has any.
+    Replacements behave as grafts do: kept by +, equal ones once, unequal ones of one parameter a `Clash`, unscalable.
     """
 
     terms: Mapping[str, Terms]
@@ -50,16 +52,28 @@ class Delta:
     head: Mapping[str, Tensor] = field(default_factory=dict)
     about: Mapping[str, Any] = field(default_factory=dict)
     grafts: tuple[Graft, ...] = ()
+    replaced: Mapping[str, Replaced] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grafts", _side_by_side(self.grafts))
         merged = {name: _merge(name, self.terms[name]) for name in sorted(self.terms)}
         object.__setattr__(self, "terms", {name: terms for name, terms in merged.items() if terms})
+        object.__setattr__(self, "replaced", {name: self.replaced[name] for name in sorted(self.replaced)})
 
     @classmethod
     def of(cls, patches: Mapping[str, Patch], **other: Any) -> Delta:
         """A delta of one patch a parameter, each with coefficient 1."""
         return cls({name: ((1.0, patch),) for name, patch in patches.items()}, **other)
+
+    @staticmethod
+    def between(old: Mapping[str, Tensor], new: Mapping[str, Tensor], **how: Any) -> Delta:
+        """The delta from one state to another: ``density=`` or ``k=`` of the largest changes, or ``lossless=True``.
+
+        See `gossamer.delta.between.between`; for checkpoints on disk `gossamer.diff`.
+        """
+        from gossamer.delta.between import between  # it makes Deltas, so it imports this module
+
+        return between(old, new, **how)
 
     # arithmetic -------------------------------------------------------------------------------------------------
 
@@ -72,7 +86,8 @@ class Delta:
         base = {**self.base, **other.base}
         for name in self.base.keys() & other.base.keys():  # the record that says more, whatever the order
             base[name] = max(self.base[name], other.base[name], key=lambda known: (len(known.digests), known.dtype))
-        return Delta(terms, base, _one_head(self.head, other.head), _parents(self, other), self.grafts + other.grafts)
+        return Delta(terms, base, _one_head(self.head, other.head), _parents(self, other), self.grafts + other.grafts,
+                     _both(self.replaced, other.replaced))  # fmt: skip
 
     def __radd__(self, other: object) -> Delta:
         return self if other == 0 else NotImplemented  # so that sum(deltas) works
@@ -85,6 +100,11 @@ class Delta:
             raise NotLinear(
                 f"this delta adds {len(self.grafts)} modules (the first at {self.grafts[0].place!r}), which can neither be "
                 f"scaled (here by {coefficient:g}) nor subtracted; dataclasses.replace(delta, grafts=()) drops them"
+            )
+        if self.replaced and coefficient != 1.0:
+            raise NotLinear(
+                f"this delta replaces values (of {min(self.replaced)!r} first), which can neither be scaled (here by "
+                f"{coefficient:g}) nor subtracted; make one that adds: diff with a density in place of lossless"
             )
         terms = {name: tuple((coefficient * c, patch) for c, patch in terms) for name, terms in self.terms.items()}
         return replace(self, terms=terms, about=_scaled(self.about, coefficient))
@@ -107,6 +127,7 @@ class Delta:
             and all(self.terms[name] == other.terms[name] for name in self.terms)
             and _head_key(self.head) == _head_key(other.head)
             and self.grafts == other.grafts
+            and self.replaced == other.replaced
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -115,9 +136,18 @@ class Delta:
         """The same change without its task head, so that it adds to a delta that has another."""
         return replace(self, head={})
 
+    def need_sums(self, what: str) -> None:
+        """Raises NotLinear if values are replaced: how far they move is not known without the base."""
+        if self.replaced:
+            raise NotLinear(
+                f"{what} is not defined where values are replaced (of {min(self.replaced)!r} first); make a delta that adds: "
+                "diff with a density in place of lossless"
+            )
+
     def within(self, names: Container[str]) -> Delta:
         """The part of the change that lies in some parameters: what a model that lacks others (a pooler, say) can take."""
-        return replace(self, terms={name: terms for name, terms in self.terms.items() if name in names})
+        terms = {name: terms for name, terms in self.terms.items() if name in names}
+        return replace(self, terms=terms, replaced={n: patch for n, patch in self.replaced.items() if n in names})
 
     # measures ---------------------------------------------------------------------------------------------------
 
@@ -136,11 +166,17 @@ class Delta:
         return replace(self, terms=terms, about={**self.about, "values": values}, grafts=grafts)
 
     def dot(self, other: Delta) -> float:
-        """Σ over all weights of the product of the two changes, in float64; heads and grafts take no part."""
+        """Σ over all weights of the product of the two changes, in float64; heads and grafts take no part.
+
+        Raises:
+            NotLinear: one of them replaces values, whose change depends on the base.
+        """
+        self.need_sums("the inner product of deltas")
+        other.need_sums("the inner product of deltas")
         return math.fsum(_inner(self.terms[name], other.terms[name]) for name in self.terms.keys() & other.terms.keys())
 
     def norm(self) -> float:
-        """Euclidean norm of the change, in float64; head and grafts take no part."""
+        """Euclidean norm of the change, in float64; head and grafts take no part. NotLinear where values are replaced."""
         return math.sqrt(max(self.dot(self), 0.0))
 
     @property
@@ -151,13 +187,25 @@ class Delta:
             if not all(isinstance(patch, Sparse) for _, patch in terms):
                 raise NotLinear(f"{name!r} holds a dense or low-rank patch, which has no sparse support")
             found[name] = torch.unique(torch.cat([patch.indices for _, patch in terms if isinstance(patch, Sparse)]))
+        for name, patch in self.replaced.items():
+            if patch.indices is None:
+                raise NotLinear(f"{name!r} is replaced whole, which has no sparse support")
+            found[name] = torch.unique(torch.cat([patch.indices, *([found[name]] if name in found else [])]))
         return Support(found)
 
     @property
     def k(self) -> int:
         """Number of stored values (entries of sparse and dense patches, factors of low-rank ones, grafts), head excluded."""
         patches = sum(patch.count for terms in self.terms.values() for patch in coalesce(terms))
+        patches += sum(patch.count for patch in self.replaced.values())
         return patches + sum(graft.count for graft in self.grafts)
+
+    @property
+    def layer(self) -> dict[str, Terms]:
+        """Parameter → its terms, replacements among them: what is put on a model."""
+        names = self.terms.keys() | self.replaced.keys()
+        set_ = {name: ((1.0, patch),) for name, patch in self.replaced.items()}
+        return {name: set_.get(name, ()) + self.terms.get(name, ()) for name in sorted(names)}
 
     @property
     def m(self) -> int:
@@ -169,6 +217,7 @@ class Delta:
         """128 bits in hex of the change itself (names, coefficients, patches, grafts); head and provenance take no part."""
         keys = [f"{name}{c!r}{patch.key}" for name, terms in self.terms.items() for c, patch in terms]
         keys += [graft.key for graft in self.grafts]
+        keys += [name + patch.key for name, patch in self.replaced.items()]
         return hashlib.sha256("".join(keys).encode()).hexdigest()[:32]
 
     @property
@@ -220,6 +269,13 @@ def _side_by_side(grafts: tuple[Graft, ...]) -> tuple[Graft, ...]:
         if found.setdefault((graft.place, graft.level), graft) != graft:
             raise Clash(taken_twice(graft))
     return tuple(found[at] for at in sorted(found))
+
+
+def _both(a: Mapping[str, Replaced], b: Mapping[str, Replaced]) -> dict[str, Replaced]:
+    for name in a.keys() & b.keys():
+        if a[name] != b[name]:
+            raise Clash(f"both deltas replace values of {name!r}; merge one into the base and apply the other to that")
+    return {**a, **b}
 
 
 def _inner(a: Terms, b: Terms) -> float:

@@ -194,7 +194,54 @@ def _check_dtype(*tensors: Tensor) -> None:
             raise BadPlan(f"the values of a patch are {', '.join(map(str, _DTYPES))}; got {tensor.dtype}")
 
 
-Patch = Sparse | Dense | LowRank
+@dataclass(frozen=True, eq=False)
+class Replaced:
+    """Entries of one parameter that are set, not changed by a sum: what keeps 16-bit values and −0.0 to the bit.
+
+    A replacement lies outside the algebra (it does not scale); sums are added on top of it.
+    """
+
+    shape: tuple[int, ...]
+    indices: Tensor | None  # [k] int64, sorted, unique; None: every entry
+    values: Tensor  # [k] in the dtype of the parameter that it was made from
+
+    def __post_init__(self) -> None:
+        _check_dtype(self.values)
+        if self.indices is not None:
+            Sparse(self.shape, self.indices, self.values)  # the same demands
+        elif self.values.shape != (math.prod(self.shape),):
+            raise BadPlan(f"{tuple(self.values.shape)} values cannot replace a parameter of shape {list(self.shape)}")
+
+    @cached_property
+    def key(self) -> str:
+        where = () if self.indices is None else (self.indices,)
+        return "replaced" + fingerprint(*where, self.values) + str(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes + (0 if self.indices is None else self.indices.nbytes)
+
+    @property
+    def count(self) -> int:
+        return self.values.numel()
+
+    @property
+    def finite(self) -> bool:
+        return bool(self.values.isfinite().all())
+
+    def add_to(self, total: Tensor, coefficient: float, slots: Tensor | None = None) -> None:
+        """Sets entries of a flat float64 tensor; the coefficient is 1."""
+        where = self.indices if slots is None else slots
+        values = self.values.to(total.device, torch.float64)
+        total[slice(None) if where is None else where.to(total.device)] = values
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Replaced) and self.key == other.key
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+Patch = Sparse | Dense | LowRank | Replaced  # a delta's terms hold the first three
 Terms = tuple[tuple[float, Patch], ...]  # of one parameter: Σ coefficient · patch
 
 
@@ -204,12 +251,14 @@ def to_dtype(patch: Patch, dtype: torch.dtype) -> Patch:
         return Sparse(patch.shape, patch.indices, round_once(patch.values, dtype))
     if isinstance(patch, Dense):
         return Dense(round_once(patch.values, dtype))
+    if isinstance(patch, Replaced):
+        return patch  # it is exact, or it is nothing
     return LowRank(round_once(patch.left, dtype), round_once(patch.right, dtype))
 
 
 def union(terms: Terms) -> Tensor | None:
     """The flat indices that some terms touch, sorted and unique; None when they touch all of the parameter."""
-    supports = [patch.indices for _, patch in terms if isinstance(patch, Sparse)]
+    supports = [p.indices for _, p in terms if isinstance(p, Sparse | Replaced) and p.indices is not None]
     if len(supports) < len(terms):
         return None
     if all(support is supports[0] for support in supports):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.delta.base import Record, State, state, still
-from gossamer.delta.patch import Patch, Sparse, Terms, round_once
+from gossamer.delta.patch import Patch, Replaced, Sparse, Terms, round_once
 
 
 @dataclass(eq=False)
@@ -33,13 +33,14 @@ class Site:
             self.slots.clear()
 
     def total(self, terms: Iterable[tuple[float, Patch]]) -> Tensor:
-        """base + Σ coefficient · patch at the kept entries, float64."""
+        """base + Σ coefficient · patch at the kept entries, float64; what is replaced is, before anything is added."""
         self.follow()
+        terms = sorted(terms, key=lambda term: not isinstance(term[1], Replaced))
         total = self.kept.to(torch.float64, copy=True)  # a float64 base too stays as it is
         for coefficient, patch in terms:
             if isinstance(patch, Sparse) and patch.indices is self.where:
                 total.add_(patch.values.detach(), alpha=coefficient)
-            elif isinstance(patch, Sparse):
+            elif isinstance(patch, Sparse | Replaced) and patch.indices is not None:
                 patch.add_to(total, coefficient, self._slots(patch.indices))
             else:
                 patch.add_to(total, coefficient)

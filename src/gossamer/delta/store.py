@@ -27,10 +27,10 @@ from gossamer.delta import codec
 from gossamer.delta.base import Record
 from gossamer.delta.delta import Delta
 from gossamer.delta.graft import NAMES, Graft
-from gossamer.delta.patch import Dense, LowRank, Patch, Sparse, raw
+from gossamer.delta.patch import Dense, LowRank, Patch, Replaced, Sparse, raw
 from gossamer.errors import BadFile, BadPlan, Clash, GossamerError
 
-FORMAT = 2  # of files with grafts; one without is written, and read, as version 1
+FORMAT = 3  # of files with replacements; 2 of those with grafts; one without either is written, and read, as version 1
 
 
 def save(delta: Delta, path: str | PathLike[str], *, force: bool = False) -> int:
@@ -119,10 +119,15 @@ def _pack(delta: Delta) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 sparse.setdefault(_dtype(patch.values), []).append((name, patch))
             elif isinstance(patch, Dense):
                 tensors[f"dense.{name}"] = patch.values
-            else:
+            elif isinstance(patch, LowRank):
                 tensors[f"lowrank.{name}.left"], tensors[f"lowrank.{name}.right"] = patch.left, patch.right
     for graft in delta.grafts:
         tensors |= {f"{_stem(graft.place, graft.level)}.{part}": tensor for part, tensor in graft.tensors.items()}
+    replaced = []
+    for name, patch in delta.replaced.items():
+        how, packed = _place(patch)
+        tensors |= {f"set.{name}.values": patch.values} | ({} if packed is None else {f"set.{name}.{how}": packed})
+        replaced.append([name, list(patch.shape), how])
     for dtype, patches in sparse.items():
         partial = [patch for _, patch in patches if not _is_whole(patch)]
         starts = np.cumsum([0] + [math.prod(patch.shape) for patch in partial])
@@ -142,12 +147,13 @@ def _pack(delta: Delta) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise BadPlan(f"{name!r} holds NaN or infinite values, so it is not saved; did training diverge?")
     grafts = {"grafts": [[g.place, g.kind, g.activation, g.level] for g in delta.grafts]} if delta.grafts else {}
     return tensors, {
-        "format": 2 if grafts else 1,
+        "format": 3 if replaced else 2 if grafts else 1,
         "base": [[n, list(r.shape), r.dtype, dict(r.digests)] for n, r in delta.base.items()],
         "sparse": {t: [[n, list(p.shape), _is_whole(p)] for n, p in patches] for t, patches in sparse.items()},
         "tensors": {name: [_dtype(t), list(t.shape), _sha256(t)] for name, t in tensors.items()},
         "about": delta.about,
         **grafts,
+        **({"replaced": replaced} if replaced else {}),
     }
 
 
@@ -159,7 +165,7 @@ def _describe(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
     version = description.get("format") if isinstance(description, dict) else None
     if type(version) is int and version > FORMAT:
         raise BadFile(f"{path} has format version {version}; this gossamer reads up to {FORMAT}: upgrade gossamer")
-    if type(version) is not int or version != (2 if "grafts" in description else 1):
+    if type(version) is not int or version != _version(description):
         raise BadFile(f"{path} has format version {version!r}, which does not exist; it is damaged")
     if len(metadata) > 1 or hashlib.sha256(described.encode()).hexdigest() != digest:
         raise BadFile(f"{path}: the description does not match its checksum; the file is damaged")
@@ -193,18 +199,71 @@ def _unpack(tensors: dict[str, Tensor], description: dict[str, Any]) -> Delta:
         patch = LowRank(left.pop(name), left.pop(f"{stem}.right"))
         terms.setdefault(stem.removeprefix("lowrank."), []).append((1.0, patch))
     grafts = _grafts(left, description["grafts"]) if "grafts" in description else ()
+    replaced = _replaced(left, description["replaced"]) if "replaced" in description else {}
     if left:
         raise BadFile(f"tensor {min(left)!r} has no place in a delta; the file is damaged")
     base = {name: _record(*fields) for name, *fields in description["base"]}
     for name, found in terms.items():
         if name in base and any(patch.shape != base[name].shape for _, patch in found):
             raise BadFile(f"the patch of {name!r} has another shape than the base it names; the file is damaged")
+    if any(name in base and patch.shape != base[name].shape for name, patch in replaced.items()):
+        raise BadFile("a replaced parameter has another shape than the base that is named; the file is damaged")
     about = description["about"]
     if not all(isinstance(c, int | float) and isinstance(part, dict) for c, part in about.get("parts", [])):
         raise BadFile("the parts of a composed delta are not pairs of a number and a description; the file is damaged")
     if not all(isinstance(name, str) for name in (*terms, *base)):
         raise BadFile("the name of a parameter is not text; the file is damaged")
-    return Delta({name: tuple(found) for name, found in terms.items()}, base, head, about, grafts)
+    return Delta({name: tuple(found) for name, found in terms.items()}, base, head, about, grafts, replaced)
+
+
+def _version(description: Mapping[str, Any]) -> int:
+    return 3 if "replaced" in description else 2 if "grafts" in description else 1
+
+
+def _replaced(left: dict[str, Tensor], listed: list[Any]) -> dict[str, Replaced]:
+    """The replacements that a description lists; takes their tensors out of those that are left."""
+    names = [name for name, _, _ in listed]
+    if not all(isinstance(name, str) for name in names):
+        raise BadFile("the name of a replaced parameter is not text; the file is damaged")
+    if not names or names != sorted(set(names)):
+        raise BadFile("replaced parameters are listed twice, out of order or not at all; the file is damaged")
+    return {name: _set(left, name, shape, how) for name, shape, how in listed}
+
+
+def _place(patch: Replaced) -> tuple[str, Tensor | None]:
+    """Where replaced values stand, as the fewest bytes: ("dense", None), ("positions", code) or ("mask", bits)."""
+    if patch.indices is None:
+        return "dense", None
+    n, where = math.prod(patch.shape), patch.indices.cpu().numpy()
+    if where.size * 2 < n:  # in a denser set most gaps are 0, which Golomb's code writes as the mask does
+        code = codec.encode(where, n)
+        if code.size < (n + 7) // 8:
+            return "positions", torch.from_numpy(code)
+    chosen = np.zeros(n, bool)
+    chosen[where] = True
+    return "mask", torch.from_numpy(np.packbits(chosen))
+
+
+def _set(left: dict[str, Tensor], name: str, listed: Any, how: str) -> Replaced:
+    shape, values = _shape(listed), left.pop(f"set.{name}.values")
+    if how == "dense":
+        return Replaced(shape, None, values)
+    if how not in ("positions", "mask"):
+        raise BadFile(f"the places of {name!r} are of unknown kind {how!r}; upgrade gossamer, or the file is damaged")
+    n, packed = math.prod(shape), left.pop(f"set.{name}.{how}").numpy()
+    if packed.dtype != np.uint8 or packed.ndim != 1 or n >= 1 << 62:
+        raise BadFile(f"the places of {name!r} are no bytes, or of a parameter that cannot be; the file is damaged")
+    if how == "positions":
+        try:
+            return Replaced(shape, torch.from_numpy(codec.decode(packed, values.numel(), n)), values)
+        except BadFile as error:
+            raise BadFile(f"tensor 'set.{name}.positions': {error}") from None
+    if packed.size != (n + 7) // 8:
+        raise BadFile(f"the places of {name!r} have a wrong length; the file is damaged")
+    bits = np.unpackbits(packed)
+    if bits[n:].any():
+        raise BadFile(f"the mask of {name!r} goes on behind its end; the file is damaged")
+    return Replaced(shape, torch.from_numpy(np.flatnonzero(bits[:n])), values)
 
 
 def _stem(place: str, level: int) -> str:

@@ -153,7 +153,10 @@ class Classify:
         if self.labels is None:
             return self.scores(list(np.full((len(encoded), 1), float(self.usual or 0.0))), encoded)
         outputs = np.zeros((len(encoded), len(self.labels)))
-        outputs[:, self.labels.index(str(self.usual))] = 1.0
+        usual = None if self.usual is None else self.labels.index(str(self.usual))
+        if usual is None:  # training was elsewhere (`gossamer diff`): the most frequent label of these examples
+            usual = int(np.bincount([int(example["labels"]) for example in encoded]).argmax())
+        outputs[:, usual] = 1.0
         return self.scores(list(outputs), encoded)
 
     def answers(self, found: Sequence[np.ndarray], encoded: list[dict[str, Any]]) -> list[dict[str, Any]]:

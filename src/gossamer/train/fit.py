@@ -86,7 +86,7 @@ def fit(
         watch: called with (phase, delta so far) after each phase of training.
         progress: an object with begin, step, end (see `callback.Progress`).
         start: values, added modules and head to start from, for a method with one phase of training (a primed φ, see
-            `prime`); entries that it holds stand in for the method's choice.
+            `prime`, or the kept entries of a difference); entries that it holds stand in for the method's choice.
         options: the method's own, see ``methods()``; for lt-sft: rounds, l1, per_tensor; for diff-pruning: structured,
             penalty, alpha_lr, per_tensor.
 

@@ -98,6 +98,7 @@ def train_delta(
     test: Examples,
     *,
     on: Delta | None = None,
+    start: Delta | None = None,
     avoid: Avoid = (),
     progress: Progress | None = None,
     say: Say = lambda text: None,
@@ -133,7 +134,7 @@ def train_delta(
             watch(phase, found)
 
     last = row_of(config.method).fits[-1].tunable
-    start = _start(config, bench, say)
+    start = _start(config, bench, say) if start is None else start
     shuffled = torch.Generator().manual_seed(0)  # rules score the first examples, and files may be sorted by label
     loader = DataLoader(train, batch_size=config.batch_size, collate_fn=bench.collate, shuffle=True, generator=shuffled)  # type: ignore[arg-type]
     return fit(bench.model, config.method, trainer=trainer, density=config.density, k=config.k, match=config.match,

@@ -83,6 +83,11 @@ class Tuned:
         penalty: float = 0.0,
         about: Mapping[str, Any] | None = None,
     ) -> None:
+        if start and start.replaced:
+            raise BadPlan(
+                f"a training cannot start from replaced values (of {min(start.replaced)!r} first), which do not change by "
+                "sums; merge that delta into the base, or make one that adds: diff with a density in place of lossless"
+            )
         stack = Stack.over(model)
         if stack.layers:
             raise Clash("this model already carries deltas or a tuning; leave that `with` first, or pass deltas as on=")
@@ -90,9 +95,9 @@ class Tuned:
         self.head = head_parameters(model, head)
         need_floats(self.head, "a task head, which is trained whole,")
         self.identity = {n: r for n, r in stack.identity().items() if id(stack.parameters[n]) not in _ids(self.head)}
-        self._on = dict(on.terms) if on else {}
+        self._on = dict(on.layer) if on else {}
         if on:
-            check(on.base, self.identity, on.terms)
+            check(on.base, self.identity, on.layer)
             stack.grafts.check(model, on.grafts)
         for name, module in model.named_modules():
             if isinstance(module, nn.Embedding) and module.max_norm is not None:

@@ -1,0 +1,133 @@
+"""The delta between two checkpoints of MiniLM on disk (22.7 M weights), one a fine-tuning of the other: time, bytes, memory.
+
+Bits of a changed weight move by a few units in the last places of bfloat16, as fine-tunings do; 0.5 % of the weights, or
+all. Rates count the bytes of one checkpoint, files in the system's cache: seconds a GB, so 3.33 is 300 MB/s. Bytes are
+compared with int32 places and values, as they are and by zlib. Memory is the resident one that no file backs, over what
+there was, against the largest tensor; the result is in it, which for a lossless dense change is as large as the model.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import gossamer as gs
+from benchmarks.common import Figure, interleave, minilm
+from gossamer.delta.base import base_parameters, identity
+from gossamer.delta.patch import raw
+
+
+def measure(*, quick: bool = False) -> list[Figure]:
+    """Each dtype, sparse and dense, lossless; and the 0.5 % that moved most of the dense one."""
+    figures = []
+    with tempfile.TemporaryDirectory() as folder:
+        for dtype, bits in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
+            model = minilm().to(dtype)
+            state = {name: p.detach() for name, p in base_parameters(model).items()}
+            largest, nbytes = max(t.nbytes for t in state.values()), sum(t.nbytes for t in state.values())
+            old = Path(folder) / f"{bits}.safetensors"
+            save_file(state, old)
+            for share, kind in ((0.005, "sparse"), (1.0, "dense")):
+                new, out = (
+                    Path(folder) / f"{bits}-{kind}.safetensors",
+                    Path(folder) / f"{bits}-{kind}-delta.safetensors",
+                )
+                save_file(_moved(state, share), new)
+
+                def make(old: Path = old, new: Path = new) -> gs.Delta:
+                    return gs.diff(old, new, lossless=True)
+
+                peak = _peak(make)
+                delta = make()
+                size = delta.save(out)
+                figures += _times(f"{bits} {kind}", make, out, model, delta, nbytes, quick)
+                figures.append(
+                    Figure(
+                        f"peak memory / largest tensor: {bits} {kind}", peak / largest, "×", 3.0 if share < 1 else None
+                    )
+                )
+                plain = _plain(delta)
+                figures.append(Figure(f"bytes / int32 + value: {bits} {kind}", size / len(plain), "×", 1.0))
+                packed = len(zlib.compress(plain, 1))
+                figures.append(Figure(f"bytes / the same by zlib: {bits} {kind}", size / packed, "×"))
+            few = interleave({"k": lambda old=old, new=new: gs.diff(old, new, density=0.005)}, rounds=1 if quick else 5)
+            figures.append(Figure(f"largest 0.5 %: {bits}", few.median("k") / nbytes * 1e9, "s/GB", 1 / 0.3))
+    return figures
+
+
+def _times(
+    name: str,
+    make: Callable[[], gs.Delta],
+    out: Path,
+    model: torch.nn.Module,
+    delta: gs.Delta,
+    nbytes: int,
+    quick: bool,
+) -> list[Figure]:
+    identity(model)  # the base's digest is computed once for a loaded base
+    touched = sum(p.nbytes for n, p in base_parameters(model).items() if n in delta.layer)
+    spent = []
+
+    def decode() -> None:
+        begin = time.perf_counter()
+        handle = gs.apply(model, gs.load(out))
+        spent.append(time.perf_counter() - begin)
+        handle.restore()
+
+    times = interleave({"diff": lambda: make() and None, "decode": decode}, rounds=1 if quick else 5)
+    return [
+        Figure(f"diff: {name}", times.median("diff") / nbytes * 1e9, "s/GB", 1 / 0.3),
+        Figure(f"load + apply: {name}", float(np.median(spent)) / touched * 1e9, "s/GB of touched tensors", 1.0),
+    ]
+
+
+def _moved(state: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    rng = torch.Generator().manual_seed(0)
+    found = {}
+    for name, tensor in state.items():
+        step = 1 + torch.randint(-4, 5, tensor.shape, generator=rng).to(tensor.dtype) / 128
+        changed = torch.where(torch.rand(tensor.shape, generator=rng) < share, tensor * step, tensor)
+        found[name] = changed
+    return found
+
+
+def _plain(delta: gs.Delta) -> bytes:
+    parts = []
+    for patch in delta.replaced.values():
+        where = torch.arange(patch.count) if patch.indices is None else patch.indices
+        parts += [bytes(raw(where.int())), bytes(raw(patch.values))]
+    return b"".join(parts)
+
+
+def _peak(action: Callable[[], object]) -> int:
+    """Most resident bytes, not backed by files, over what there was before."""
+    done, seen = threading.Event(), [_resident()]
+
+    def watch() -> None:
+        while not done.wait(0.001):
+            seen.append(_resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        result = action()
+        seen.append(_resident())
+        del result
+    finally:
+        done.set()
+        watcher.join()
+    return max(seen) - seen[0]
+
+
+def _resident() -> int:
+    text = Path("/proc/self/status").read_text()
+    return 1024 * int(text.split("RssAnon:")[1].split()[0])

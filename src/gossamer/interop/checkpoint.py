@@ -1,0 +1,257 @@
+"""Checkpoints on disk, read one tensor at a time, and the difference of two of them.
+
+A model directory (safetensors, in shards or not; `pytorch_model.bin` through PyTorch's loader that runs no code), one
+such file, or an index of shards. A directory's config tells which tensors are the backbone's, by building it without
+memory, and how transformers calls them in a model with a head; without a config names stand for themselves.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from gossamer.delta.base import base_parameters, more
+from gossamer.delta.between import Seen, between
+from gossamer.delta.delta import Delta
+from gossamer.delta.patch import raw
+from gossamer.errors import BadFile, BadPlan, BaseMismatch
+from gossamer.tasks.pretrained import locate
+
+FILES = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
+
+
+class Checkpoint(Mapping[str, Tensor]):
+    """Name in the file → tensor, read when asked for.
+
+    Raises:
+        BadPlan: there is no such file or directory, or it holds no weights.
+        BadFile: a file is damaged, a shard is missing, or a pickle holds more than tensors.
+    """
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        self.path = Path(locate(str(path)))
+        file = self.path
+        if file.is_dir():
+            found = [file / name for name in FILES if (file / name).is_file()]
+            if not found:
+                raise BadPlan(f"{path} holds no weights ({', '.join(FILES[1::2])} or an index); give a model directory")
+            file = found[0]
+        if not file.is_file():
+            raise BadPlan(f"there is no checkpoint at {path}; give a model directory, a .safetensors file or an index")
+        self.folder = file.parent
+        self.files = _shards(file) if file.suffix == ".json" else dict.fromkeys(_open(file), file)
+        self._opened: dict[Path, Any] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        file = self.files[name]
+        if file not in self._opened:
+            self._opened[file] = _open(file)
+        if name not in self._opened[file]:
+            raise BadFile(f"{file} lacks {name!r}, which its index promises; the checkpoint is incomplete")
+        try:
+            return self._opened[file][name]
+        except SafetensorError as error:
+            raise BadFile(f"{file}: {name!r} cannot be read: {error}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.files)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What `config.json` beside the weights says; {} without one."""
+        file = self.folder / "config.json"
+        try:
+            return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        except ValueError as error:
+            raise BadFile(f"{file} is no JSON: {error}") from None
+
+
+class _Safe(Mapping[str, Tensor]):
+    def __init__(self, file: Path) -> None:
+        try:
+            self.opened = safe_open(str(file), "pt")
+        except (SafetensorError, OSError) as error:
+            raise BadFile(f"{file} cannot be read as safetensors: {error}") from None
+        self.names = set(self.opened.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.opened.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self.names))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+class Named(Mapping[str, Tensor]):
+    """Tensors of a checkpoint under other names."""
+
+    def __init__(self, source: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+        self.source, self.names = source, names  # ours → theirs
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.source[self.names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def diff(
+    base: str | PathLike[str],
+    tuned: str | PathLike[str],
+    *,
+    density: float | None = None,
+    k: int | None = None,
+    lossless: bool = False,
+    values: str = "fp32",
+    fields: tuple[str, ...] = ("text",),
+    label: str = "label",
+    seen: Seen = lambda name: None,
+) -> Delta:
+    """The delta between two checkpoints on disk, see `between`; one tensor of each is in memory at a time.
+
+    Args:
+        base, tuned: model directories, .safetensors files, or indices of shards.
+        density, k, lossless, values, seen: as in `between`.
+        fields, label: the columns that a classifier reads; its labels come from the tuned model's config.
+
+    Returns:
+        The delta, with the tuned model's head. `about` names the base, the task if it can be told from the config, and
+        under `lacking` the base's parameters that the tuned model does not have (they stay as they are).
+
+    Raises:
+        BaseMismatch: the two share no tensors, most are missing, shapes differ, or (lossless) a buffer differs.
+        BadPlan, BadFile: see `Checkpoint`.
+    """
+    old, new = Checkpoint(base), Checkpoint(tuned)
+    ours, theirs = backbone_names(old), backbone_names(new)
+    common = {name: key for name, key in ours.items() if name in theirs}
+    lacking = sorted(ours.keys() - common.keys())
+    if 2 * len(lacking) > len(ours):
+        raise BaseMismatch(
+            f"{tuned} lacks {lacking[0]!r}{more(lacking)} of the {len(ours)} parameters of {base}; are these two of one model?"
+        )
+    task = task_of(new.config, fields, label)
+    buffers = _buffers(new)
+    used, outer = {theirs[name] for name in common} | buffers, {}
+    for key in new:
+        if key in used:
+            continue
+        same = key in old and key not in ours.values() and old[key].shape == new[key].shape
+        if task or not same or not torch.equal(old[key], new[key]):
+            outer[key] = key
+    moved = [
+        key for key in sorted(buffers) if lossless and key in old and key in new and not same_bits(old[key], new[key])
+    ]
+    if moved:
+        raise BaseMismatch(
+            f"the buffer {moved[0]!r}{more(moved)} differs between {base} and {tuned}, and a delta holds weights only, so it "
+            "cannot be lossless; keep the largest changes (density, k), or copy that buffer into the base"
+        )
+    clash = [name for name in outer if name in common]
+    if clash:
+        raise BaseMismatch(f"{clash[0]!r} names both a parameter of the backbone and one outside it in {tuned}")
+    about = {"base": str(base), "tuned": str(tuned), **({"task": task} if task else {}),
+             **({"lacking": lacking} if lacking else {})}  # fmt: skip
+    return between(Named(old, common), Named(new, {n: theirs[n] for n in common} | outer), density=density, k=k,
+                   lossless=lossless, values=values, about=about, seen=seen)  # fmt: skip
+
+
+def backbone_names(found: Checkpoint) -> dict[str, str]:
+    """Canonical name of each parameter of the backbone (as in `delta.base`) → its name in the checkpoint."""
+    model = _skeleton(found)
+    if model is None:
+        return {name: name for name in found}
+    prefix = getattr(model, "base_model_prefix", "")
+    canonical = {id(parameter): name for name, parameter in base_parameters(model).items()}
+    names: dict[str, str] = {}
+    for alias, parameter in model.named_parameters(remove_duplicate=False):
+        for key in (alias, f"{prefix}.{alias}"):
+            if key in found:
+                names.setdefault(canonical[id(parameter)], key)
+    if not names:
+        raise BaseMismatch(f"{found.path}: its weights are not those that its config.json describes")
+    return {name: names[name] for name in canonical.values() if name in names}
+
+
+def task_of(config: Mapping[str, Any], fields: tuple[str, ...], label: str) -> dict[str, Any] | None:
+    """The description of a classifier's task, from its model's config; None for other models."""
+    if not str((config.get("architectures") or [""])[0]).endswith("ForSequenceClassification"):
+        return None
+    if config.get("problem_type") == "multi_label_classification":
+        return None
+    from gossamer.tasks.classify import Classify
+
+    named = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+    numbers = len(named) == 1 or config.get("problem_type") == "regression"
+    labels = None if numbers else tuple(str(named[key]) for key in sorted(named, key=int))
+    metric = "pearson_spearman" if numbers else "accuracy"
+    return Classify(fields, label, labels, metric).describe()
+
+
+def _skeleton(found: Checkpoint) -> torch.nn.Module | None:
+    """The backbone that a checkpoint's config describes, without memory for its weights."""
+    if "model_type" not in found.config:
+        return None
+    from transformers import AutoConfig, AutoModel
+
+    try:
+        with torch.device("meta"):
+            return AutoModel.from_config(AutoConfig.from_pretrained(found.folder))
+    except (OSError, ValueError) as error:
+        raise BadPlan(f"no model can be built from {found.folder / 'config.json'}: {error}") from None
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are alike in dtype, shape and every bit."""
+    return a.dtype == b.dtype and a.shape == b.shape and raw(a) == raw(b)
+
+
+def _buffers(found: Checkpoint) -> set[str]:
+    model = _skeleton(found)
+    if model is None:
+        return set()
+    prefix = getattr(model, "base_model_prefix", "")
+    return {key for name, _ in model.named_buffers() for key in (name, f"{prefix}.{name}")}
+
+
+def _open(file: Path) -> Mapping[str, Tensor]:
+    if file.suffix == ".safetensors":
+        return _Safe(file)
+    if file.suffix not in (".bin", ".pt", ".pth"):
+        raise BadPlan(
+            f"{file} is of an unknown kind; give a model directory, a .safetensors file or an index of shards"
+        )
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # whatever a damaged or hostile pickle raises
+        raise BadFile(f"{file} cannot be read without running code from it, which gossamer does not: {error}") from None
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) and isinstance(n, str) for n, v in state.items()):
+        raise BadFile(f"{file} holds more than tensors by name; give a state dict")
+    return state
+
+
+def _shards(index: Path) -> dict[str, Path]:
+    try:
+        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = {str(name): str(file) for name, file in listed.items()}
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
+        raise BadFile(f"{index} is no index of shards ({type(error).__name__}: {error})") from None
+    for file in sorted(set(files.values())):
+        if Path(file).name != file or not (index.parent / file).is_file():
+            raise BadFile(f"{index} names {file!r}, which is not beside it; the checkpoint is incomplete")
+    return {name: index.parent / file for name, file in files.items()}
