@@ -37,7 +37,10 @@ def measure(*, quick: bool = False) -> list[Figure]:
             old = Path(folder) / f"{bits}.safetensors"
             save_file(state, old)
             for share, kind in ((0.005, "sparse"), (1.0, "dense")):
-                new, out = Path(folder) / f"{bits}-{kind}.safetensors", Path(folder) / f"{bits}-{kind}-delta.safetensors"
+                new, out = (
+                    Path(folder) / f"{bits}-{kind}.safetensors",
+                    Path(folder) / f"{bits}-{kind}-delta.safetensors",
+                )
                 save_file(_moved(state, share), new)
 
                 def make(old: Path = old, new: Path = new) -> gs.Delta:
@@ -48,7 +51,9 @@ def measure(*, quick: bool = False) -> list[Figure]:
                 size = delta.save(out)
                 figures += _times(f"{bits} {kind}", make, out, model, delta, nbytes, quick)
                 figures.append(
-                    Figure(f"peak memory / largest tensor: {bits} {kind}", peak / largest, "×", 3.0 if share < 1 else None)
+                    Figure(
+                        f"peak memory / largest tensor: {bits} {kind}", peak / largest, "×", 3.0 if share < 1 else None
+                    )
                 )
                 plain = _plain(delta)
                 figures.append(Figure(f"bytes / int32 + value: {bits} {kind}", size / len(plain), "×", 1.0))
@@ -60,7 +65,13 @@ def measure(*, quick: bool = False) -> list[Figure]:
 
 
 def _times(
-    name: str, make: Callable[[], gs.Delta], out: Path, model: torch.nn.Module, delta: gs.Delta, nbytes: int, quick: bool
+    name: str,
+    make: Callable[[], gs.Delta],
+    out: Path,
+    model: torch.nn.Module,
+    delta: gs.Delta,
+    nbytes: int,
+    quick: bool,
 ) -> list[Figure]:
     identity(model)  # the base's digest is computed once for a loaded base
     touched = sum(p.nbytes for n, p in base_parameters(model).items() if n in delta.layer)

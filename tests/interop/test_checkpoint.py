@@ -125,7 +125,12 @@ def test_refitting_trains_the_kept_values_and_the_head(place: Path, monkeypatch,
     assert not torch.equal(refitted.head["classifier.weight"], kept.head["classifier.weight"])
     assert refitted.about["refit"]["steps"] == 3
     assert not Path("r.safetensors.partial").exists()
-    for wrong in (["--refit", "3"], ["--train", "train.jsonl"], ["--lr", "1"], ["--refit", "0", "--train", "train.jsonl"]):
+    for wrong in (
+        ["--refit", "3"],
+        ["--train", "train.jsonl"],
+        ["--lr", "1"],
+        ["--refit", "0", "--train", "train.jsonl"],
+    ):
         assert run([*plain, "--out", "w.safetensors", *wrong]) == 2
     assert run(["diff", "base", "tuned", "--lossless", "--out", "w.safetensors", *more]) == 2
 

@@ -133,7 +133,9 @@ def _prepare(base: str, tuned: str, fields: tuple[str, ...], label: str, data: s
 
     described = task_of(Checkpoint(tuned).config, fields, label)
     if described is None:
-        raise BadPlan(f"{tuned} is no classifier, so --data and --train mean nothing to it; leave them out, and use Python")
+        raise BadPlan(
+            f"{tuned} is no classifier, so --data and --train mean nothing to it; leave them out, and use Python"
+        )
     bench = Bench.set_up(read_task(described), base)
     read = [bench.task.encode(bench.tokenizer, bench.read(source)) if source else [] for source in (data, train)]
     return _Asked(bench, *read)
@@ -154,7 +156,9 @@ def _refit(
         found = train_delta(config, asked.bench, asked.train, [], start=delta)
     finally:
         shutil.rmtree(config.partial, ignore_errors=True)
-    return replace(found, about={**delta.about, "values": values, "refit": {"steps": steps, "lr": lr, "seed": config.seed}})
+    return replace(
+        found, about={**delta.about, "values": values, "refit": {"steps": steps, "lr": lr, "seed": config.seed}}
+    )
 
 
 def _scores(asked: _Asked, delta: Delta, tuned: str) -> dict[str, dict[str, float]]:
@@ -162,4 +166,7 @@ def _scores(asked: _Asked, delta: Delta, tuned: str) -> dict[str, dict[str, floa
     from gossamer.train.bench import Bench
 
     whole = Bench.set_up(asked.bench.task, tuned)
-    return {"scores": dict(asked.bench.score(delta, asked.test)), "tuned_scores": dict(whole.score(Nothing({}), asked.test))}
+    return {
+        "scores": dict(asked.bench.score(delta, asked.test)),
+        "tuned_scores": dict(whole.score(Nothing({}), asked.test)),
+    }

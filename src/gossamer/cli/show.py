@@ -136,7 +136,10 @@ def show(
         console.print(f"[bold]{name:>18}[/]  {escape(str(value))}", highlight=False)
     if facts["scores"]:
         console.print(scores_table("scores after training", facts["scores"], facts["baseline"], task.get("metric", "")))
-    rows = [[layer, f"{n:,}", f"{c:,}", f"{c / n:.3%}", f"{norm:.3g}" if norm == norm else "—"] for layer, (n, c, norm) in layers.items()]
+    rows = [
+        [layer, f"{n:,}", f"{c:,}", f"{c / n:.3%}", f"{norm:.3g}" if norm == norm else "—"]
+        for layer, (n, c, norm) in layers.items()
+    ]
     if changed:
         console.print(table("where the changes lie", ["layer", "weights", "stored", "density", "norm"], rows))
     if audit:

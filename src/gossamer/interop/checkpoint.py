@@ -134,7 +134,8 @@ def diff(
         under `lacking` the base's parameters that the tuned model does not have (they stay as they are).
 
     Raises:
-        BaseMismatch: the two share no tensors, most are missing, shapes differ, or (lossless) a buffer differs. BadPlan, BadFile: see `Checkpoint`.
+        BaseMismatch: the two share no tensors, most are missing, shapes or (lossless) buffers differ.
+        BadPlan, BadFile: see `Checkpoint`.
     """
     old, new = Checkpoint(base), Checkpoint(tuned)
     ours, theirs = backbone_names(old), backbone_names(new)
@@ -153,7 +154,9 @@ def diff(
         same = key in old and key not in ours.values() and old[key].shape == new[key].shape
         if task or not same or not torch.equal(old[key], new[key]):
             outer[key] = key
-    moved = [key for key in sorted(buffers) if lossless and key in old and key in new and not same_bits(old[key], new[key])]
+    moved = [
+        key for key in sorted(buffers) if lossless and key in old and key in new and not same_bits(old[key], new[key])
+    ]
     if moved:
         raise BaseMismatch(
             f"the buffer {moved[0]!r}{more(moved)} differs between {base} and {tuned}, and a delta holds weights only, so it "

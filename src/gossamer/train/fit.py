@@ -187,7 +187,9 @@ def _begin(store: Path | None, plan: dict[str, Any], resume: bool) -> Delta:
 def _behind_choice(method: str, phases: list[Phase]) -> int:
     """Where a run begins whose entries are given: at the fit that trains them."""
     if len(phases) != 2 or not isinstance(phases[0], Choose) or getattr(phases[1], "tunable", "") != "sparse":
-        raise BadPlan(f"{method} cannot start from a delta: only a method of one choice and one sparse fit can (random)")
+        raise BadPlan(
+            f"{method} cannot start from a delta: only a method of one choice and one sparse fit can (random)"
+        )
     return 1
 
 
