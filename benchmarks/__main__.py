@@ -27,7 +27,8 @@ from benchmarks import (
 )
 from benchmarks.common import Figure, setting, table, write
 
-TOPICS = {"step": step, "kernel": kernel, "memory": memory, "state": state, "scaling": scaling, "file": file, "apply": apply, "diff": diff,
+TOPICS = {"step": step, "kernel": kernel, "memory": memory, "state": state, "scaling": scaling, "file": file, "apply": apply,
+          "diff": diff,
           "topk": topk, "selection": selection, "startup": startup, "lt_sft": lt_sft, "scale": scale, "tasks": tasks,
           "parse": parse}  # fmt: skip
 
