@@ -11,8 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import gossamer as gs
+from gossamer.analyze.audit import audit
+from gossamer.analyze.interference import interference
+from gossamer.analyze.where import where
+from gossamer.compose.linear import linear
 from gossamer.delta.between import between
 from gossamer.delta.delta import Delta
+from gossamer.delta.support import Support
 from gossamer.errors import BadFile, BadPlan, BaseMismatch, Clash, NotLinear
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -157,3 +162,24 @@ def test_a_damaged_file_is_refused(tmp_path):
     path.write_bytes(whole)
     with pytest.raises(BadFile):
         gs.load(path)
+
+
+def test_replaced_values_are_counted_and_never_measured_as_sums():
+    old, new = pair(5, torch.float32, 0.2)
+    exact, few, model = between(old, new, lossless=True), between(old, new, k=3), Holder(old)
+    assert sum(place.changed for place in where(exact)) == exact.k
+    assert all(row.stored == row.differ for row in audit(model, exact))
+    for act in (exact.norm, lambda: few.dot(exact), lambda: exact.dot(few), lambda: interference(few, exact),
+                lambda: linear([(1.0, exact), (0.5, few)])):  # fmt: skip
+        with pytest.raises(NotLinear, match="replaced"):
+            act()
+    with pytest.raises(BadPlan, match="replaced"):
+        gs.Tuned(model, Support({"b": torch.arange(3)}), start=exact)
+    assert list(exact.within({"b"}).replaced) == ["b"]
+
+
+def test_bytes_decide_whether_a_tensor_is_kept_whole():
+    old = {"w": torch.zeros(1000)}
+    for changed, whole in ((960, False), (970, True), (1000, True)):
+        new = {"w": torch.where(torch.arange(1000) < changed, 1.0, 0.0)}
+        assert (between(old, new, lossless=True).replaced["w"].indices is None) == whole
