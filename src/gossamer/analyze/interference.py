@@ -157,7 +157,7 @@ def interference(*deltas: Delta, names: Sequence[str] | None = None) -> Interfer
         BadPlan: fewer than two deltas, not as many unlike names, or a change that is not finite.
         BaseMismatch: they were trained on different bases.
 
-    >>> from gossamer.delta.delta import Delta
+    >>> from gossamer.delta.patch import Sparse
     >>> a = Delta.of({"w": Sparse((2, 3), torch.tensor([0, 2]), torch.tensor([1.0, 2.0]))})
     >>> b = Delta.of({"w": Sparse((2, 3), torch.tensor([2, 5]), torch.tensor([-1.0, 1.0]))})
     >>> met = interference(a, b).pairs["a", "b"]
