@@ -19,6 +19,7 @@ from gossamer.delta.between import between
 from gossamer.delta.delta import Delta
 from gossamer.delta.support import Support
 from gossamer.errors import BadFile, BadPlan, BaseMismatch, Clash, NotLinear
+from gossamer.tunable.tuned import Tuned
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 SHAPES = {"a": (40, 7), "b": (33,), "c": (5, 2, 3), "d": ()}
@@ -174,7 +175,7 @@ def test_replaced_values_are_counted_and_never_measured_as_sums():
         with pytest.raises(NotLinear, match="replaced"):
             act()
     with pytest.raises(BadPlan, match="replaced"):
-        gs.Tuned(model, Support({"b": torch.arange(3)}), start=exact)
+        Tuned(model, Support({"b": torch.arange(3)}), start=exact)
     assert list(exact.within({"b"}).replaced) == ["b"]
 
 
