@@ -45,7 +45,7 @@ def choose(
     """
     bare = model.get_base_model() if isinstance(model, PeftModel) else model
     config = copy.deepcopy(config)
-    _settle_targets(bare, config)
+    settle_targets(bare, config)
     with model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
         parameters = parameters_of(targets(bare, config))
         config.support = select(parameters, config, bare, data, loss)
@@ -96,15 +96,17 @@ def budget(m: int, config: GossamerConfig) -> int:
     return k
 
 
-def targets(model: nn.Module, config: Any) -> dict[str, nn.Module]:
-    """Name → module (what lies under its adapters, if any), of those that a configuration targets."""
-    return {name: module for name, module in _outer(model) if check_target_module_exists(config, name) is True or
-            _matched(config, name)}  # fmt: skip
+def targets(model: nn.Module, config: GossamerConfig) -> dict[str, nn.Module]:
+    """Name → module (what lies under its adapters, if any), of those that a configuration targets.
 
-
-def _matched(config: Any, name: str) -> bool:
-    found = check_target_module_exists(config, name)
-    return bool(found)  # an excluded module is falsy
+    Raises:
+        BadPlan: one of them cannot have an adapter.
+    """
+    found = {n: m for n, m in _outer(model) if bool(check_target_module_exists(config, n))}  # an excluded one is falsy
+    for name, module in found.items():
+        if wrong := why_not(module):
+            raise BadPlan(f"target module {name!r} is not supported: {wrong}")
+    return found
 
 
 def parameters_of(modules: dict[str, nn.Module]) -> dict[str, nn.Parameter]:
@@ -162,7 +164,7 @@ def _outer(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
             yield name, module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
 
 
-def _settle_targets(model: nn.Module, config: GossamerConfig) -> None:
+def settle_targets(model: nn.Module, config: GossamerConfig) -> None:
     """Makes names of a default or a shorthand."""
     if config.target_modules is None:
         config.target_modules = set(default_targets(model, config))  # type: ignore[assignment]

@@ -64,7 +64,7 @@ class GossamerLayer(nn.Module, BaseTunerLayer):
     def fill(self, adapter: str, indices: Tensor, values: Tensor | None = None) -> None:
         """Gives an adapter its entries ([k] sorted, flat) and values (default 0); whether it is trained stays as it is."""
         weight = self.base_layer.weight
-        before = self.gossamer_values[adapter] if adapter in self.gossamer_values else None
+        before = self.gossamer_values.get(adapter, None)
         dtype = torch.promote_types(weight.dtype, torch.float32)
         device = weight.device if before is None else before.device
         values = torch.zeros(indices.numel()) if values is None else values
@@ -248,7 +248,7 @@ def why_not(base: nn.Module) -> str:
     if any(not p.is_contiguous() for p in own.values()):
         return "its weight is not contiguous; call .contiguous() on it first"
     if sum(p.numel() for p in own.values()) >= MOST:
-        return f"it has 2^31 entries or more, and PEFT adapters store int32 indices; use gossamer.tune(model, …)"
+        return "it has 2^31 entries or more, and PEFT adapters store int32 indices; use gossamer.tune(model, …)"
     if isinstance(base, nn.Embedding):
         return (
             "it has max_norm, with which a look-up rewrites the weight; unset it" if base.max_norm is not None else ""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from gossamer.delta.patch import Sparse, coalesce
 from gossamer.delta.support import Support
 from gossamer.errors import BadPlan
-from gossamer.interop.peft_choose import default_targets, empty, parameters_of, select
+from gossamer.interop.peft_choose import empty, parameters_of, select, settle_targets, targets
 from gossamer.interop.peft_config import GossamerConfig
 from gossamer.interop.peft_layer import GossamerLayer
 
@@ -36,12 +36,13 @@ class GossamerModel(BaseTuner):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         config: Any = self.peft_config[adapter_name]
-        if config.target_modules is None:
-            config.target_modules = set(default_targets(model, config))
+        settle_targets(model, config)
+        support = None if config.read else self._chosen(config)  # first, so that an error leaves the model as it was
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         mine = {name: layer for name, layer in self.layers().items() if adapter_name in layer.gossamer_values}
-        if not config.read:
-            self._choose(adapter_name, config, mine)
+        for name, layer in mine.items() if support is not None else ():
+            where = joined(support, name, layer)
+            layer.fill(adapter_name, where, None if config.init_weights else torch.randn(where.numel()))
         config.sizes = {name: layer.gossamer_values[adapter_name].numel() for name, layer in mine.items()}
         if any(name.split(".")[-1] in EMBEDDING_LAYER_NAMES for name in mine):
             config.target_modules = set(mine)  # by their short names, PEFT would save the tables whole
@@ -70,24 +71,20 @@ class GossamerModel(BaseTuner):
         layer.fill(adapter_name, empty((peft_config.sizes or {}).get(current_key, 0) if read else 1))
         layer.gossamer_values[adapter_name].requires_grad_(adapter_name in self.active_adapters)
 
-    def _choose(self, adapter: str, config: GossamerConfig, layers: dict[str, GossamerLayer]) -> None:
-        """Gives the layers of an adapter the entries that its rule chooses over all of them."""
-        parameters = parameters_of({name: layer.get_base_layer() for name, layer in layers.items()})
-        merged = [name for name, layer in layers.items() if layer.kept]
-        if merged and config.method == "magnitude" and config.support is None:
-            raise BadPlan(
-                f"{merged[0]!r} holds merged adapters, so its magnitudes are not the base's; unmerge them first"
-            )
-        support = config.support if config.support is not None else select(parameters, config)
-        unknown = [name for name in support if name not in parameters]
+    def _chosen(self, config: GossamerConfig) -> Support:
+        """What a configuration's rule chooses over all targeted modules, or what it brings."""
+        parameters = parameters_of(targets(self.model, config))
+        merged = [name for name, layer in self.layers().items() if layer.kept]
+        if config.support is None:
+            if merged and config.method == "magnitude":
+                raise BadPlan(f"{merged[0]!r} holds merged adapters, and its magnitudes are not the base's; unmerge them")
+            return select(parameters, config)
+        unknown = [name for name in config.support if name not in parameters]
         if unknown:
             raise BadPlan(
-                f"the chosen entries are of {unknown[0]!r}, which target_modules leaves out; choose again with this config"
+                f"the chosen entries are of {unknown[0]!r}, which target_modules leaves out; choose with this configuration"
             )
-        for name, layer in layers.items():
-            where = joined(support, name, layer)
-            start = None if config.init_weights else torch.randn(where.numel())
-            layer.fill(adapter, where, start)
+        return config.support
 
     def add_weighted_adapter(self, adapters: Sequence[str], weights: Sequence[float], adapter_name: str) -> None:
         """A new adapter Σ weight · adapter over the union of their entries: summed in float64, rounded once.
@@ -208,6 +205,5 @@ def hotswap_adapter(model: Any, directory: str, adapter_name: str = "default", *
             f"{directory} and adapter {adapter_name!r} adapt other modules ({odd!r} is in one of them only); use load_adapter"
         )
     set_peft_model_state_dict(model, load_peft_weights(directory, device="cpu", **kwargs), adapter_name)
-    trained = model.peft_config[adapter_name].inference_mode
-    config.inference_mode = trained
+    config.inference_mode = model.peft_config[adapter_name].inference_mode
     model.peft_config[adapter_name] = config
