@@ -347,7 +347,8 @@ def test_transformers_own_loader_reads_it(tmp_path):
 
 def test_trainer_resumes_bit_for_bit(tmp_path):
     class Rows(torch.utils.data.Dataset):
-        rows = [{k: v[i] for k, v in batch.items()} for batch in batches(4, 4) for i in range(4)]
+        def __init__(self):
+            self.rows = [{k: v[i] for k, v in batch.items()} for batch in batches(4, 4) for i in range(4)]
 
         def __len__(self):
             return len(self.rows)
@@ -381,7 +382,7 @@ def test_a_native_delta_is_the_same_in_peft(tmp_path):
     base = bert()
     with applied(base, delta):
         assert torch.equal(logits(peft_model, "bert"), logits(base, "bert"))
-    assert plug.to_delta(peft_model) == delta
+    assert plug.to_delta(peft_model).rounded("bf16") == delta  # adapters hold the same numbers in float32
     with pytest.raises(BaseMismatch):
         plug.from_delta(classifier(seed=1), delta)
 
@@ -396,7 +397,12 @@ def test_chosen_with_data_as_the_native_rule_chooses(name):
     exclude = [n for n, _ in model.base_model.named_parameters() if not any(t in n.split(".") for t in TARGETS[name])]
     prefix = "bert." if name == "bert" else "transformer."
     expected = choose(
-        model, "fisher", 50, data=data(name), exclude=exclude, options={"examples": 1024, "warmup": 50, "per": "example"}
+        model,
+        "fisher",
+        50,
+        data=data(name),
+        exclude=exclude,
+        options={"examples": 1024, "warmup": 50, "per": "example"},
     )
     assert {prefix + n: v.tolist() for n, v in expected.items()} == {n: v.tolist() for n, v in config.support.items()}
 
@@ -511,10 +517,10 @@ def test_an_old_peft_is_named():
 
 
 def test_the_name_is_taken_once_and_never_from_another():
-    class Methods(str, enum.Enum):
+    class Methods(str, enum.Enum):  # noqa: UP042 (as PEFT's)
         LORA = "LORA"
 
-    class Taken(str, enum.Enum):
+    class Taken(str, enum.Enum):  # noqa: UP042
         GOSSAMER = "GOSSAMER"
 
     enlist(Methods)

@@ -77,7 +77,9 @@ class GossamerModel(BaseTuner):
         merged = [name for name, layer in self.layers().items() if layer.kept]
         if config.support is None:
             if merged and config.method == "magnitude":
-                raise BadPlan(f"{merged[0]!r} holds merged adapters, and its magnitudes are not the base's; unmerge them")
+                raise BadPlan(
+                    f"{merged[0]!r} holds merged adapters, and its magnitudes are not the base's; unmerge them"
+                )
             return select(parameters, config)
         unknown = [name for name in config.support if name not in parameters]
         if unknown:
@@ -141,6 +143,11 @@ class GossamerModel(BaseTuner):
         if unknown:
             raise BadPlan(
                 f"adapter_names= names {unknown[0]!r}; this model has {', '.join(self.peft_config)}, __base__"
+            )
+        given = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.dim()), None)
+        if given is not None and given.shape[0] != len(names):
+            raise BadPlan(
+                f"adapter_names= names {len(names)} rows, and the batch has {given.shape[0]}; give one name a row"
             )
         beams = kwargs.get("num_beams") or 1
         encoder = getattr(self.model, "get_encoder", lambda: None)() if beams > 1 else None
