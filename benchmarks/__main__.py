@@ -15,6 +15,7 @@ from benchmarks import (
     lt_sft,
     memory,
     parse,
+    peft,
     scale,
     scaling,
     selection,
@@ -28,7 +29,7 @@ from benchmarks.common import Figure, setting, table, write
 
 TOPICS = {"step": step, "kernel": kernel, "memory": memory, "state": state, "scaling": scaling, "file": file, "apply": apply,
           "topk": topk, "selection": selection, "startup": startup, "lt_sft": lt_sft, "scale": scale, "tasks": tasks,
-          "parse": parse}  # fmt: skip
+          "parse": parse, "peft": peft}  # fmt: skip
 
 
 def main() -> None:

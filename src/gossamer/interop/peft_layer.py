@@ -47,6 +47,9 @@ class GossamerLayer(nn.Module, BaseTunerLayer):
 
     adapter_layer_names = ("gossamer_values",)
     other_param_names = ("gossamer_indices",)
+    base_layer: Any
+    gossamer_values: Any  # adapter → [k]
+    gossamer_indices: Any  # adapter → [k] int32, sorted
 
     def __init__(self, base_layer: nn.Module, name: str) -> None:
         super().__init__()
@@ -54,8 +57,8 @@ class GossamerLayer(nn.Module, BaseTunerLayer):
         if unsupported:
             raise BadPlan(f"target module {name!r} is not supported: {unsupported}")
         self.base_layer, self.name = base_layer, name
-        self.gossamer_values = nn.ParameterDict()  # adapter → [k]
-        self.gossamer_indices = BufferDict({}, persistent=True)  # adapter → [k] int32, sorted
+        self.gossamer_values = nn.ParameterDict()
+        self.gossamer_indices = BufferDict({}, persistent=True)
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self.kept: list[Loan] = []  # what merging overwrote
@@ -114,13 +117,12 @@ class GossamerLayer(nn.Module, BaseTunerLayer):
                 f"adapter_names= names {len(adapters)} rows, and {self.name!r} is given {x.shape[0]} (its input is not one "
                 "example a row); run each adapter on a batch of its own"
             )
-        found: Tensor | None = None
+        found: Any = None
         for adapter in dict.fromkeys(adapters):
             rows = torch.tensor([i for i, name in enumerate(adapters) if name == adapter], device=x.device)
             part = self._run([adapter], x.index_select(0, rows), args, kwargs)
             found = part.new_zeros(len(adapters), *part.shape[1:]) if found is None else found
             found = found.index_copy(0, rows, part)
-        assert found is not None
         return found
 
     def _dense(self, entries: Entries, values: Tensor) -> dict[str, Tensor]:
@@ -213,7 +215,7 @@ class GossamerLayer(nn.Module, BaseTunerLayer):
             if adapter_name in holder and holder[adapter_name].device.type != "meta":
                 holder[adapter_name] = holder[adapter_name].to(device or weight.device)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:  # type: ignore[override]
         """Takes as many entries as a file has, whatever was chosen here."""
         for adapter in list(self.gossamer_values):
             given = [state_dict.get(f"{prefix}{part}.{adapter}") for part in ("gossamer_values", "gossamer_indices")]

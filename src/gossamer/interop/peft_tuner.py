@@ -41,13 +41,14 @@ class GossamerModel(BaseTuner):
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         mine = {name: layer for name, layer in self.layers().items() if adapter_name in layer.gossamer_values}
         for name, layer in mine.items() if support is not None else ():
+            assert support is not None
             where = joined(support, name, layer)
             layer.fill(adapter_name, where, None if config.init_weights else torch.randn(where.numel()))
         config.sizes = {name: layer.gossamer_values[adapter_name].numel() for name, layer in mine.items()}
         if any(name.split(".")[-1] in EMBEDDING_LAYER_NAMES for name in mine):
             config.target_modules = set(mine)  # by their short names, PEFT would save the tables whole
 
-    def _create_and_replace(
+    def _create_and_replace(  # type: ignore[override]
         self,
         peft_config: Any,
         adapter_name: str,
