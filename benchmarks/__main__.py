@@ -17,6 +17,7 @@ from benchmarks import (
     lt_sft,
     memory,
     parse,
+    peft,
     scale,
     scaling,
     selection,
@@ -30,7 +31,8 @@ from benchmarks.common import Figure, setting, table, write
 
 TOPICS = {"step": step, "kernel": kernel, "memory": memory, "state": state, "scaling": scaling, "file": file, "apply": apply,
           "topk": topk, "selection": selection, "startup": startup, "lt_sft": lt_sft, "scale": scale, "tasks": tasks,
-          "parse": parse, "compose": compose, "diff": diff}  # fmt: skip
+          "parse": parse, "compose": compose, "diff": diff,
+          "peft": peft}  # fmt: skip
 
 
 def main() -> None:
