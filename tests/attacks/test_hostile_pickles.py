@@ -96,7 +96,9 @@ def test_contradictions(tmp_path, change):
     refuses(tmp_path / "x.bin")
 
 
-@pytest.mark.parametrize("file", [{}, [], {"diffs": []}, {"diffs": {1: GOOD}}, {"abs": {"x": 3}}, {"diffs": {}, "more": 1}])
+@pytest.mark.parametrize(
+    "file", [{}, [], {"diffs": []}, {"diffs": {1: GOOD}}, {"abs": {"x": 3}}, {"diffs": {}, "more": 1}]
+)
 def test_other_contents(tmp_path, file):
     torch.save(file, tmp_path / "x.bin")
     refuses(tmp_path / "x.bin")

@@ -164,7 +164,9 @@ def _decode(name: str, coded: Any, path: Path) -> Sparse:
         raise BadFile(f"{path}: the steps of {name!r} are not whole numbers within its size; the file is damaged")
     flat = np.cumsum(np.array(steps, dtype=np.int64))
     if values.dim() != 1 or len(values) != len(steps) or (len(steps) and int(flat[-1]) >= total) or 0 in steps[1:]:
-        raise BadFile(f"{path}: the steps and values of {name!r} do not fit one another or its size; the file is damaged")
+        raise BadFile(
+            f"{path}: the steps and values of {name!r} do not fit one another or its size; the file is damaged"
+        )
     # first dimension fastest there, last one here
     rows = np.ravel_multi_index(np.unravel_index(flat, size, order="F"), size) if len(steps) else flat
     order = np.argsort(rows)

@@ -69,7 +69,9 @@ def replacing(place: Place, values: Tensor) -> Dense:
     assert place.parameter is not None
     base = place.parameter.detach().cpu()
     if values.shape != base.shape:
-        raise BaseMismatch(f"wrong base: {place.name!r} is {list(base.shape)} here and {list(values.shape)} in the file")
+        raise BaseMismatch(
+            f"wrong base: {place.name!r} is {list(base.shape)} here and {list(values.shape)} in the file"
+        )
     exact = values.double() - base.double()
     for stored in (exact.float(), exact):
         if bool((round_once(base.double() + stored.double(), base.dtype) == values.to(base.dtype)).all()):

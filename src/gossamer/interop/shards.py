@@ -80,7 +80,9 @@ def _files(folder: Path) -> dict[str, str]:
         return files
     single = folder / "model.safetensors"
     if not single.is_file():
-        raise BadFile(f"{folder} holds neither {INDEX} nor model.safetensors; give the directory of a base in safetensors")
+        raise BadFile(
+            f"{folder} holds neither {INDEX} nor model.safetensors; give the directory of a base in safetensors"
+        )
     try:
         with safe_open(str(single), "pt") as file:
             return dict.fromkeys(file.keys(), single.name)

@@ -102,7 +102,9 @@ def read(path: str | Path) -> Iterator[WeightPatch]:
                 Sparse(tuple(shape), wide, values)  # sorted, unique, in range, as many as values
                 yield WeightPatch(name, tuple(shape), values.dtype, indices, values)
     except (SafetensorError, OSError, LookupError, ValueError, TypeError, AttributeError, BadPlan) as error:
-        raise BadFile(f"{path} is no file of weight patches: {error}; write it with `gossamer export --to vllm`") from None
+        raise BadFile(
+            f"{path} is no file of weight patches: {error}; write it with `gossamer export --to vllm`"
+        ) from None
 
 
 def _changes(
@@ -156,7 +158,9 @@ def _sum(base: Tensor, terms: Terms) -> tuple[Tensor | None, Tensor]:
     return where, round_once(total, base.dtype)
 
 
-def _differ(name: str, base: Tensor, where: Tensor | None, after: Tensor) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
+def _differ(
+    name: str, base: Tensor, where: Tensor | None, after: Tensor
+) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
     if base.dtype not in _FLOATS:
         raise BadPlan(f"{name!r} is stored as {base.dtype}, and patches replace floats only; export for the float base")
     flat = base.reshape(-1)
@@ -166,7 +170,9 @@ def _differ(name: str, base: Tensor, where: Tensor | None, after: Tensor) -> Ite
     if not bool(changed.any()):
         return
     if bool(after[changed].isnan().any()) or bool(before[changed].isnan().any()):
-        raise BadPlan(f"{name!r} holds NaN with or without the delta, which an engine takes for 'unchanged'; not exported")
+        raise BadPlan(
+            f"{name!r} holds NaN with or without the delta, which an engine takes for 'unchanged'; not exported"
+        )
     places = changed.nonzero().reshape(-1)
     yield name, base, places if where is None else where[places], after[changed]
 
