@@ -43,3 +43,36 @@ def tasks(count: int = 3, size: int = 40, seed: int = 0, dtype: torch.dtype = to
 def episodes(inner_steps: int = 2, **changes: object) -> Episodes:
     settings = {"support": 6, "query": 8, "tasks": 2, "inner_steps": inner_steps}
     return Episodes(tasks(), collate, **{**settings, **changes})  # type: ignore[arg-type]
+
+
+class Narrow(nn.Module):
+    """A linear net through r hidden units: whatever follows `up` sees x by r directions only. The head is named out."""
+
+    def __init__(self, inputs: int = 16, hidden: int = 4, seed: int = 0) -> None:
+        super().__init__()
+        rng = torch.Generator().manual_seed(seed)
+        self.up, self.down, self.out = (
+            nn.Linear(a, b, bias=False) for a, b in ((inputs, hidden), (hidden, hidden), (hidden, 1))
+        )
+        for layer in (self.up, self.down, self.out):
+            layer.weight.data = torch.randn(layer.weight.shape, generator=rng) / layer.in_features**0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.down(self.up(x)))
+
+
+def hidden_tasks(
+    count: int, seed: int, *, secret: int, size: int = 80, inputs: int = 16, rank: int = 4
+) -> dict[str, list]:
+    """Task i: y = c_i · S x with x and c_i standard normal, and S, of orthonormal rows, the secret that all share.
+
+    A net that sees x by other directions keeps a loss of the share of S that these miss, whatever else it learns. The
+    mean task is 0: fitting all tasks with one net says nothing of S. Adapting to one at a time does.
+    """
+    s = torch.linalg.qr(torch.randn(inputs, rank, generator=torch.Generator().manual_seed(secret)))[0].T
+    rng = torch.Generator().manual_seed(10_000 * secret + seed)
+    made = {}
+    for i in range(count):
+        c, x = torch.randn(rank, generator=rng), torch.randn(size, inputs, generator=rng)
+        made[f"t{i}"] = list(zip(x, (x @ s.T @ c)[:, None], strict=True))
+    return made

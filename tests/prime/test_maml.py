@@ -23,12 +23,14 @@ def hypergradient(how: Inner, method: str = "random", shift: dict[str, torch.Ten
     """The query loss after the inner loop, and its gradient by θ."""
     model = Net()
     episode = episodes(how.steps).at(0)[0]
-    options = {"support": SUPPORT} if method == "random" else {}
-    with way(model, method, head=["out"], **options) as w:  # type: ignore[arg-type]
+    settings = {"random": {"support": SUPPORT}, "lora": {"options": {"r": 2, "targets": ["up", "down"]}}}.get(
+        method, {}
+    )
+    with way(model, method, head=["out"], **settings) as w:  # type: ignore[arg-type]
         loss = _loss(model, w, squared, "fp32")
         theta = {n: (t + (shift or {}).get(n, 0)).clone().requires_grad_() for n, t in theta_of(model, ["out"]).items()}
         phi = {
-            **w.start,
+            **_moved(w.start),
             **{f"head/{n}": p.detach().clone() for n, p in model.named_parameters() if n.startswith("out")},
         }
         phi = {n: p.requires_grad_() for n, p in phi.items()}
@@ -38,8 +40,14 @@ def hypergradient(how: Inner, method: str = "random", shift: dict[str, torch.Ten
     return value.detach(), dict(zip(theta, found, strict=True)), losses
 
 
+def _moved(start: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """φ off its start, where LoRA's B = 0 would hide half of the mixed derivatives."""
+    rng = torch.Generator().manual_seed(2)
+    return {n: p + 0.2 * torch.randn(p.shape, generator=rng, dtype=p.dtype) for n, p in start.items()}
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-@pytest.mark.parametrize("method", ["random", "full"])
+@pytest.mark.parametrize("method", ["random", "full", "lora"])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_second_order_is_finite_differences(optimizer: str, method: str, recompute: bool) -> None:
     how = Inner(3, 0.05, optimizer, "second", recompute, eps=0.1)
@@ -51,6 +59,26 @@ def test_second_order_is_finite_differences(optimizer: str, method: str, recompu
         expected = (plus - minus) / 2e-5
         along = torch.stack([(grads[n] * way_[n]).sum() for n in grads]).sum()
         assert torch.allclose(along, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["random", "lora"])
+@pytest.mark.parametrize(("eps", "h"), [(1e-2, 2e-5), (1e-3, 2e-6)])
+def test_with_a_small_eps_of_adam_differences_approach_the_gradient(method: str, eps: float, h: float) -> None:
+    """Adam bends sharply where |g| is near ε: the error of a central difference is its own, falls as h², and Richardson's
+    step takes it away."""
+    how = Inner(3, 0.05, "adam", "second", eps=eps)
+    _, grads, _ = hypergradient(how, method)
+    rng = torch.Generator().manual_seed(1)
+    way_ = {n: torch.randn(g.shape, generator=rng, dtype=g.dtype) for n, g in grads.items()}
+    along = torch.stack([(grads[n] * way_[n]).sum() for n in grads]).sum()
+
+    def difference(h: float) -> torch.Tensor:
+        plus, minus = (hypergradient(how, method, {n: s * h * d for n, d in way_.items()})[0] for s in (1, -1))
+        return (plus - minus) / (2 * h)
+
+    wide, narrow = difference(2 * h), difference(h)
+    assert 3.8 < (wide - along) / (narrow - along) < 4.2
+    assert torch.allclose((4 * narrow - wide) / 3, along, rtol=1e-7, atol=0)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
