@@ -282,8 +282,12 @@ def _inner(a: Terms, b: Terms) -> float:
     """⟨Σ c·p, Σ d·q⟩ of one parameter, over the entries that both touch."""
     (left,), (right,) = _single(a), _single(b)
     if isinstance(left, Sparse) and isinstance(right, Sparse):
-        mine, theirs = torch.isin(left.indices, right.indices), torch.isin(right.indices, left.indices)
-        return float(left.values[mine].double() @ right.values[theirs].double())
+        few, many = (left, right) if left.count <= right.count else (right, left)
+        if not few.count:
+            return 0.0
+        places = torch.searchsorted(many.indices, few.indices).clamp_(max=many.count - 1)
+        both = many.indices[places] == few.indices
+        return float(few.values[both].double() @ many.values[places[both]].double())
     if isinstance(left, Sparse) or isinstance(right, Sparse):
         few, full = (left, right) if isinstance(left, Sparse) else (right, left)
         assert isinstance(few, Sparse)

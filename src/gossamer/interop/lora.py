@@ -64,7 +64,9 @@ def load(folder: str | Path, model: nn.Module, *, head: bool = True, fresh: froz
         if place.parameter is None or module is None:
             raise BaseMismatch(f"{folder} adapts {layer!r}, which this model lacks; give the adapter's base")
         if not place.inside or names.users(place.parameter) > 1 or place.name in patches:
-            raise BadPlan(f"{folder} adapts {layer!r}, which is a head or shares its weight; merge it with peft instead")
+            raise BadPlan(
+                f"{folder} adapts {layer!r}, which is a head or shares its weight; merge it with peft instead"
+            )
         made = _patch(layer, parts, config, not isinstance(module, nn.Linear), place.parameter, folder)
         if made.shape != tuple(place.parameter.shape):
             raise BaseMismatch(
@@ -91,7 +93,9 @@ def save(delta: Delta, folder: str | Path, model: nn.Module) -> str:
     found = {names.full_name(name): coalesce(terms) for name, terms in delta.terms.items()}
     kinds = {type(patch) for patches in found.values() for patch in patches}
     if delta.grafts or len(kinds) != 1 or not kinds <= {LowRank, Sparse}:
-        raise NotLinear("PEFT holds a delta that is all low-rank (as LoRA) or all sparse (as SHiRA); export --to merged")
+        raise NotLinear(
+            "PEFT holds a delta that is all low-rank (as LoRA) or all sparse (as SHiRA); export --to merged"
+        )
     low = LowRank in kinds
     modules: dict[str, nn.Module] = {}
     for name in found:
@@ -109,10 +113,6 @@ def save(delta: Delta, folder: str | Path, model: nn.Module) -> str:
     save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
     return config["peft_type"]
-
-
-def Dense_in(kinds: set[type]) -> bool:
-    return not kinds <= {LowRank, Sparse}
 
 
 def _lora(layers: Mapping[str, Patch], modules: Mapping[str, nn.Module], tensors: dict[str, Tensor]) -> dict[str, Any]:
