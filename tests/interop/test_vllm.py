@@ -147,3 +147,35 @@ def test_bad_files(tmp_path, with_grafts):
     with pytest.raises(BadFile, match="weight patches"):
         next(read(tmp_path / "x.safetensors"))
     assert load_file(tmp_path / "x.safetensors")
+
+
+def test_replaced_values_are_patched_to_the_bit(base):
+    """A lossless difference is what such patches are made for; it must not be left out in silence."""
+    model, folder = base
+    old = {name: p.detach().clone() for name, p in model.base_model.named_parameters()}
+    new = {name: p.clone() for name, p in old.items()}
+    name = "encoder.layer.1.output.dense.weight"
+    new[name].view(-1)[3:40] = -0.0
+    new["embeddings.LayerNorm.bias"] += 1
+    delta = Delta.between(old, new, lossless=True)
+    assert delta.replaced.keys() == {name, "embeddings.LayerNorm.bias"}
+    more = delta + Delta.of({name: Sparse(tuple(old[name].shape), torch.tensor([2, 5]), torch.tensor([0.5, 0.25]))})
+    for change_ in (delta, more):
+        copy = BertForSequenceClassification.from_pretrained(folder, dtype=model.dtype)
+        load_checkpoint_weight_patches(copy, patches(change_, folder))
+        got = bits(copy)
+        fresh = BertForSequenceClassification.from_pretrained(folder, dtype=model.dtype)
+        with applied(fresh, change_):
+            assert same_bits(fresh, got)
+        load_checkpoint_weight_patches(copy, restoring(change_, folder))
+        assert same_bits(copy, bits(model))
+
+
+def test_peft_holds_no_replaced_values(base, tmp_path):
+    from gossamer.interop import lora
+
+    model, _ = base
+    old = {name: p.detach() for name, p in model.base_model.named_parameters()}
+    delta = Delta.between(old, {name: p + 1 for name, p in old.items()}, lossless=True)
+    with pytest.raises(GossamerError, match="not defined where values are replaced"):
+        lora.save(delta, tmp_path / "peft", model)

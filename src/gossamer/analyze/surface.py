@@ -88,7 +88,7 @@ def direction(model: nn.Module, delta: Delta, *, seed: int = 0) -> Delta:
     parameters = base_parameters(model)
     patches = {}
     with applied(model, delta, head=False), torch.no_grad():
-        for name, terms in sorted(delta.terms.items()):
+        for name, terms in sorted(delta.layer.items()):
             shape = tuple(terms[0][1].shape)
             where = union(terms)
             where = torch.arange(math.prod(shape)) if where is None else where

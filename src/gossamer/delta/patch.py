@@ -268,9 +268,15 @@ def union(terms: Terms) -> Tensor | None:
 
 def exact(terms: Terms, where: Tensor | None) -> Tensor:
     """Σ coefficient · patch of one parameter in float64, flat: at the indices `where` (see `union`), or at all entries."""
-    total = torch.zeros(math.prod(terms[0][1].shape) if where is None else where.numel(), dtype=torch.float64)
-    for coefficient, patch in terms:
-        slots = torch.searchsorted(where, patch.indices) if where is not None and isinstance(patch, Sparse) else None
+    size = math.prod(terms[0][1].shape) if where is None else where.numel()
+    return onto(torch.zeros(size, dtype=torch.float64), terms, where)
+
+
+def onto(total: Tensor, terms: Terms, where: Tensor | None) -> Tensor:
+    """Adds the same to a flat float64 tensor, in place; what is replaced is, before anything is added."""
+    for coefficient, patch in sorted(terms, key=lambda term: not isinstance(term[1], Replaced)):
+        indices = patch.indices if isinstance(patch, Sparse | Replaced) else None
+        slots = None if where is None or indices is None else torch.searchsorted(where, indices)
         patch.add_to(total, coefficient, slots)
     return total
 

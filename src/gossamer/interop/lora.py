@@ -83,10 +83,11 @@ def save(delta: Delta, folder: str | Path, model: nn.Module) -> str:
     SHiRA wants r · (in + out) entries of every layer: zeros fill up.
 
     Raises:
-        NotLinear: added modules, dense patches, or both kinds of patches.
+        NotLinear: added modules, replaced values, dense patches, or both kinds of patches.
         BadPlan: what PEFT's layers cannot hold (other than matrices of linear layers; too many entries).
         Clash: the directory exists.
     """
+    delta.need_sums("a PEFT directory")
     folder, names = Path(folder), Names(model)
     if folder.exists():
         raise Clash(f"{folder} exists; choose another directory")
@@ -94,7 +95,7 @@ def save(delta: Delta, folder: str | Path, model: nn.Module) -> str:
     kinds = {type(patch) for patches in found.values() for patch in patches}
     if delta.grafts or len(kinds) != 1 or not kinds <= {LowRank, Sparse}:
         raise NotLinear(
-            "PEFT holds a delta that is all low-rank (as LoRA) or all sparse (as SHiRA); export --to merged"
+            "PEFT holds a delta that is all low-rank (as LoRA) or all sparse (as SHiRA); use gossamer.merge for others"
         )
     low = LowRank in kinds
     modules: dict[str, nn.Module] = {}

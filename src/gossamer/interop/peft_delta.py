@@ -80,13 +80,14 @@ def from_delta(model: nn.Module, delta: Delta, adapter: str = "default", **setti
         settings: of GossamerConfig, for example task_type="SEQ_CLS".
 
     Raises:
-        BaseMismatch: another base. NotLinear: a delta that adds modules. BadPlan: patches that are not sparse, or of
-            weights that cannot have an adapter.
+        BaseMismatch: another base. NotLinear: a delta that adds modules or replaces values. BadPlan: patches that are not
+            sparse, or of weights that cannot have an adapter.
     """
     if delta.grafts:
         raise NotLinear(
             "this delta adds modules, which a gossamer adapter cannot hold; use gossamer.applied(model, delta)"
         )
+    delta.need_sums("a gossamer adapter")
     bare: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     bottom = backbone(bare)
     prefix = next((name + "." for name, module in bare.named_modules() if module is bottom and name), "")

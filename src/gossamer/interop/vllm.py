@@ -28,7 +28,7 @@ from torch import Tensor
 
 from gossamer.delta.base import check, record
 from gossamer.delta.delta import Delta
-from gossamer.delta.patch import Sparse, Terms, round_once, union
+from gossamer.delta.patch import Sparse, Terms, onto, round_once, union
 from gossamer.delta.store import atomic
 from gossamer.errors import BadFile, BadPlan, BaseMismatch, NotLinear
 from gossamer.interop.shards import Shards, prefix_of
@@ -103,7 +103,7 @@ def read(path: str | Path) -> Iterator[WeightPatch]:
                 yield WeightPatch(name, tuple(shape), values.dtype, indices, values)
     except (SafetensorError, OSError, LookupError, ValueError, TypeError, AttributeError, BadPlan) as error:
         raise BadFile(
-            f"{path} is no file of weight patches: {error}; write it with `gossamer export --to vllm`"
+            f"{path} is no file of weight patches: {error}; write it with gossamer.interop.vllm.save"
         ) from None
 
 
@@ -117,12 +117,13 @@ def _changes(
             "the checkpoint; serve it with gossamer.applied(model, delta)"
         )
     shards = Shards(base_dir)
-    start = prefix_of(delta.terms, delta.base, shards.files) if prefix is None else prefix
+    layer = delta.layer
+    start = prefix_of(layer, delta.base, shards.files) if prefix is None else prefix
     _fits(delta, shards, start, head)
     if check_base and delta.base:
-        found = {name: record(shards[start + name]) for name in delta.terms if name in delta.base}
+        found = {name: record(shards[start + name]) for name in layer if name in delta.base}
         check(delta.base, found, found)
-    for name, terms in delta.terms.items():
+    for name, terms in layer.items():
         base = shards[start + name]
         yield from _differ(start + name, base, *_sum(base, terms))
     for name, values in delta.head.items() if head else ():
@@ -131,7 +132,7 @@ def _changes(
 
 
 def _fits(delta: Delta, shards: Shards, prefix: str, head: bool) -> None:
-    for name, terms in delta.terms.items():
+    for name, terms in delta.layer.items():
         given = terms[0][1].shape
         if prefix + name not in shards.files or shards.shape(prefix + name) != given:
             there = list(shards.shape(prefix + name)) if prefix + name in shards.files else "absent"
@@ -143,7 +144,7 @@ def _fits(delta: Delta, shards: Shards, prefix: str, head: bool) -> None:
             there = list(shards.shape(name)) if name in shards.files else "absent"
             raise BadPlan(
                 f"the delta's head holds {name!r} of shape {list(values.shape)}, which is {there} in the checkpoint, and an "
-                "engine cannot add it; export with head=False (--no-head), or merge the delta into a model directory"
+                "engine cannot add it; give head=False, or merge the delta into a model directory"
             )
 
 
@@ -152,10 +153,7 @@ def _sum(base: Tensor, terms: Terms) -> tuple[Tensor | None, Tensor]:
     where = union(terms)
     flat = base.reshape(-1)
     total = (flat if where is None else flat[where]).to(torch.float64, copy=True)
-    for coefficient, patch in terms:
-        slots = torch.searchsorted(where, patch.indices) if where is not None and isinstance(patch, Sparse) else None
-        patch.add_to(total, coefficient, slots)
-    return where, round_once(total, base.dtype)
+    return where, round_once(onto(total, terms, where), base.dtype)
 
 
 def _differ(

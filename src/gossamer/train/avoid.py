@@ -40,7 +40,7 @@ def avoided(model: nn.Module, row: Method, avoid: Avoid) -> tuple[Support | None
     found, digests = [], []
     for i, one in enumerate(given):
         if isinstance(one, Delta):
-            check(one.base, stack.identity(), one.terms)
+            check(one.base, stack.identity(), one.layer)
         found.append(support := _support(one, i))
         for name, indices in support.items():
             size = stack.parameters[name].numel() if name in stack.parameters else 0
