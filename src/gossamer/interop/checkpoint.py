@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -47,18 +48,23 @@ class Checkpoint(Mapping[str, Tensor]):
             raise BadPlan(f"there is no checkpoint at {path}; give a model directory, a .safetensors file or an index")
         self.folder = file.parent
         self.files = _shards(file) if file.suffix == ".json" else dict.fromkeys(_open(file), file)
-        self._opened: dict[Path, Any] = {}
+        self._opened: dict[Path, Mapping[str, Tensor]] = {}
 
     def __getitem__(self, name: str) -> Tensor:
+        opened = self._at(name)
+        try:
+            return opened[name]
+        except SafetensorError as error:
+            raise BadFile(f"{self.files[name]}: {name!r} cannot be read: {error}") from None
+
+    def _at(self, name: str) -> Mapping[str, Tensor]:
+        """The opened file that holds a tensor."""
         file = self.files[name]
         if file not in self._opened:
             self._opened[file] = _open(file)
         if name not in self._opened[file]:
             raise BadFile(f"{file} lacks {name!r}, which its index promises; the checkpoint is incomplete")
-        try:
-            return self._opened[file][name]
-        except SafetensorError as error:
-            raise BadFile(f"{file}: {name!r} cannot be read: {error}") from None
+        return self._opened[file]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.files)
@@ -66,7 +72,12 @@ class Checkpoint(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.files)
 
-    @property
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape; of safetensors none is read for it."""
+        opened = self._at(name)
+        return opened.shape(name) if isinstance(opened, _Safe) else tuple(opened[name].shape)
+
+    @cached_property
     def config(self) -> dict[str, Any]:
         """What `config.json` beside the weights says; {} without one."""
         file = self.folder / "config.json"
@@ -74,6 +85,19 @@ class Checkpoint(Mapping[str, Tensor]):
             return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         except ValueError as error:
             raise BadFile(f"{file} is no JSON: {error}") from None
+
+    @cached_property
+    def skeleton(self) -> torch.nn.Module | None:
+        """The backbone that the config describes, without memory for its weights; None without a config."""
+        if "model_type" not in self.config:
+            return None
+        from transformers import AutoConfig, AutoModel
+
+        try:
+            with torch.device("meta"):
+                return AutoModel.from_config(AutoConfig.from_pretrained(self.folder))
+        except (OSError, ValueError) as error:
+            raise BadPlan(f"no model can be built from {self.folder / 'config.json'}: {error}") from None
 
 
 class _Safe(Mapping[str, Tensor]):
@@ -86,6 +110,9 @@ class _Safe(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         return self.opened.get_tensor(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.opened.get_slice(name).get_shape())
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self.names))
@@ -173,7 +200,7 @@ def diff(
 
 def backbone_names(found: Checkpoint) -> dict[str, str]:
     """Canonical name of each parameter of the backbone (as in `delta.base`) → its name in the checkpoint."""
-    model = _skeleton(found)
+    model = found.skeleton
     if model is None:
         return {name: name for name in found}
     prefix = getattr(model, "base_model_prefix", "")
@@ -203,26 +230,13 @@ def task_of(config: Mapping[str, Any], fields: tuple[str, ...], label: str) -> d
     return Classify(fields, label, labels, metric).describe()
 
 
-def _skeleton(found: Checkpoint) -> torch.nn.Module | None:
-    """The backbone that a checkpoint's config describes, without memory for its weights."""
-    if "model_type" not in found.config:
-        return None
-    from transformers import AutoConfig, AutoModel
-
-    try:
-        with torch.device("meta"):
-            return AutoModel.from_config(AutoConfig.from_pretrained(found.folder))
-    except (OSError, ValueError) as error:
-        raise BadPlan(f"no model can be built from {found.folder / 'config.json'}: {error}") from None
-
-
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are alike in dtype, shape and every bit."""
     return a.dtype == b.dtype and a.shape == b.shape and raw(a) == raw(b)
 
 
 def _buffers(found: Checkpoint) -> set[str]:
-    model = _skeleton(found)
+    model = found.skeleton
     if model is None:
         return set()
     prefix = getattr(model, "base_model_prefix", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -77,3 +78,38 @@ def replacing(place: Place, values: Tensor) -> Dense:
         if bool((round_once(base.double() + stored.double(), base.dtype) == values.to(base.dtype)).all()):
             return Dense(stored)
     raise BadPlan(f"{place.name!r}: no difference in float64 gives the new values; they are too far from the base's")
+
+
+def prefix_of(touched: Iterable[str], known: Iterable[str], there: Collection[str]) -> str:
+    """The one prefix under which a checkpoint holds all touched parameters, whose names are relative to the backbone.
+
+    Args:
+        touched: names that must be there.
+        known: further names of the base, asked only where several prefixes would do.
+        there: the checkpoint's names.
+
+    Raises:
+        BaseMismatch: no prefix does, or several do.
+    """
+    wanted = sorted(touched)
+    if not wanted:
+        return ""
+    ends = {name for name in there if name == wanted[0] or name.endswith("." + wanted[0])}
+    found = sorted(end.removesuffix(wanted[0]) for end in ends)
+    found = [prefix for prefix in found if all(prefix + name in there for name in wanted)]
+    if len(found) > 1:
+        base = list(known)
+        scores = [sum(prefix + name in there for name in base) for prefix in found]
+        best = [prefix for prefix, score in zip(found, scores, strict=True) if score == max(scores)]
+        found = best if len(best) == 1 else found
+    if not found:
+        raise BaseMismatch(
+            f"the checkpoint has no tensor {wanted[0]!r}, under no prefix that all {len(wanted)} touched parameters share "
+            f"(it holds {', '.join(sorted(there)[:3])}, …); give the base that the delta was trained on"
+        )
+    if len(found) > 1:
+        raise BaseMismatch(
+            f"the checkpoint holds {wanted[0]!r} under several prefixes ({', '.join(map(repr, found))}), so the delta's names "
+            "do not say which is meant; pass prefix="
+        )
+    return found[0]

@@ -31,7 +31,8 @@ from gossamer.delta.delta import Delta
 from gossamer.delta.patch import Sparse, Terms, onto, round_once, union
 from gossamer.delta.store import atomic
 from gossamer.errors import BadFile, BadPlan, BaseMismatch, NotLinear
-from gossamer.interop.shards import Shards, prefix_of
+from gossamer.interop.checkpoint import Checkpoint
+from gossamer.interop.names import prefix_of
 
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
@@ -116,9 +117,12 @@ def _changes(
             f"this delta adds {len(delta.grafts)} modules (the first at {delta.grafts[0].place!r}), which are no weights of "
             "the checkpoint; serve it with gossamer.applied(model, delta)"
         )
-    shards = Shards(base_dir)
+    try:
+        shards = Checkpoint(base_dir)
+    except BadPlan as error:  # here it is the file that is wrong: the caller named a base to patch
+        raise BadFile(str(error)) from None
     layer = delta.layer
-    start = prefix_of(layer, delta.base, shards.files) if prefix is None else prefix
+    start = prefix_of(layer, delta.base, shards) if prefix is None else prefix
     _fits(delta, shards, start, head)
     if check_base and delta.base:
         found = {name: record(shards[start + name]) for name in layer if name in delta.base}
@@ -131,17 +135,17 @@ def _changes(
         yield from _differ(name, base, None, values.reshape(-1).to(base.dtype))
 
 
-def _fits(delta: Delta, shards: Shards, prefix: str, head: bool) -> None:
+def _fits(delta: Delta, shards: Checkpoint, prefix: str, head: bool) -> None:
     for name, terms in delta.layer.items():
         given = terms[0][1].shape
-        if prefix + name not in shards.files or shards.shape(prefix + name) != given:
-            there = list(shards.shape(prefix + name)) if prefix + name in shards.files else "absent"
+        if prefix + name not in shards or shards.shape(prefix + name) != given:
+            there = list(shards.shape(prefix + name)) if prefix + name in shards else "absent"
             raise BaseMismatch(
                 f"wrong base: {prefix + name!r} is {there} in the checkpoint where the delta expects {list(given)}"
             )
     for name, values in delta.head.items() if head else ():
-        if name not in shards.files or shards.shape(name) != tuple(values.shape):
-            there = list(shards.shape(name)) if name in shards.files else "absent"
+        if name not in shards or shards.shape(name) != tuple(values.shape):
+            there = list(shards.shape(name)) if name in shards else "absent"
             raise BadPlan(
                 f"the delta's head holds {name!r} of shape {list(values.shape)}, which is {there} in the checkpoint, and an "
                 "engine cannot add it; give head=False, or merge the delta into a model directory"
