@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from gossamer.delta.apply import merge
 from gossamer.delta.base import LEAVES, backbone
-from gossamer.delta.store import atomic
 from gossamer.errors import BadPlan, Clash, Diverged
 from gossamer.prime.episodes import Episodes, one_task
 from gossamer.prime.maml import Primed, Seen, prime
@@ -30,6 +29,7 @@ from gossamer.prime.plot import plot
 from gossamer.tasks.readers import read, renamed
 from gossamer.tasks.task import task_class
 from gossamer.train.bench import Bench
+from gossamer.train.partial import begin, claim
 from gossamer.train.primed import START
 
 Say = Callable[[str], None]
@@ -186,25 +186,9 @@ def _claim(job: PrimeJob) -> None:
         raise Clash(f"{job.out} is no model directory, so --force does not replace it; choose another --out")
     if job.as_delta and job.as_delta.is_dir():
         raise Clash(f"{job.as_delta} is a directory; --as-delta names a file")
-    if job.resume:
-        if not (job.partial / "settings.json").is_file():
-            raise BadPlan(f"nothing to resume: {job.partial} does not exist; run without --resume")
-    elif job.partial.exists() and not job.force:
-        raise Clash(f"{job.partial} holds an unfinished run; go on with --resume, or start anew with --force")
+    claim(job.partial, resume=job.resume, force=job.force)
 
 
 def _record(job: PrimeJob, data: str) -> None:
-    """Notes what the run is made of, so that only the same settings and data can resume it."""
-    note = job.partial / "settings.json"
     facts = {**job.facts(), "data": hashlib.sha256(data.encode()).hexdigest()[:32]}
-    if not job.resume:
-        shutil.rmtree(job.partial, ignore_errors=True)
-        atomic(note, lambda temporary: Path(temporary).write_text(json.dumps(facts, indent=1)))
-        return
-    begun = json.loads(note.read_text())
-    differ = sorted(name for name in begun.keys() | facts.keys() if begun.get(name) != facts.get(name))
-    if differ:
-        raise BadPlan(
-            f"{job.partial} was begun with other settings ({', '.join(differ)} changed since); resume with those, or start "
-            "anew with --force"
-        )
+    begin(job.partial, facts, resume=job.resume)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 import os
 import shutil
 import time
@@ -12,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +19,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from gossamer.delta.delta import Delta
-from gossamer.delta.store import atomic, load
+from gossamer.delta.store import load
 from gossamer.errors import BadData, BadPlan, Clash, Diverged
 from gossamer.tasks.readers import Table, read, renamed, subset
 from gossamer.tasks.task import Examples, Task, plan_task, task_class
@@ -30,6 +28,7 @@ from gossamer.train.bench import Bench
 from gossamer.train.callback import Progress
 from gossamer.train.config import FitConfig
 from gossamer.train.fit import fit
+from gossamer.train.partial import begin, claim
 from gossamer.train.plan import Fit, budget, row_of
 from gossamer.train.primed import primed_start
 from gossamer.train.tune import count
@@ -201,29 +200,12 @@ def _claim(config: FitConfig) -> None:
         raise Clash(f"{config.out} is a directory; --out names the delta's file")
     if os.path.lexists(config.out) and not config.force:
         raise Clash(f"{config.out} exists; choose another --out, or overwrite it with --force")
-    note = config.partial / "settings.json"
-    if config.resume:
-        if not note.is_file():
-            raise BadPlan(f"nothing to resume: {config.partial} does not exist; run without --resume")
-    elif config.partial.exists() and not config.force:
-        raise Clash(f"{config.partial} holds an unfinished run; go on with --resume, or start anew with --force")
+    claim(config.partial, resume=config.resume, force=config.force)
 
 
 def _record(config: FitConfig, data: list[Any]) -> None:
-    """Notes what the run is made of, so that only the same settings and data can resume it."""
-    note = config.partial / "settings.json"
     facts = {**config.facts(), "data": hashlib.sha256(repr(data).encode()).hexdigest()[:32]}
-    if not config.resume:
-        shutil.rmtree(config.partial, ignore_errors=True)
-        atomic(note, lambda temporary: Path(temporary).write_text(json.dumps(facts, indent=1)))
-        return
-    begun = json.loads(note.read_text())
-    differ = sorted(name for name in begun.keys() | facts.keys() if begun.get(name) != facts.get(name))
-    if differ:
-        raise BadPlan(
-            f"{config.partial} was begun with other settings ({', '.join(differ)} changed since); resume with those, or "
-            "start anew with --force"
-        )
+    begin(config.partial, facts, resume=config.resume)
 
 
 def _about(config: FitConfig, task: Task, scores: Any, baseline: Any, on: list[Delta]) -> dict[str, Any]:
