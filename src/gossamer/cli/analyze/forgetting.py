@@ -95,6 +95,7 @@ def _prepared(
     from gossamer.tasks.pretrained import load_model, load_tokenizer
     from gossamer.tasks.readers import read
     from gossamer.tasks.texts import column, text_column
+    from gossamer.tasks.tokens import padded
     from gossamer.train.bench import open_delta
 
     score: Any = None
@@ -117,16 +118,7 @@ def _prepared(
         score, losses = scored, ["loss", "perplexity"]
     texts = list(column(table, text_column(table, fields)))
     pad = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    batches = []
-    for start in range(0, len(texts), 16):
-        ids = tokenizer(texts[start : start + 16], truncation=True, max_length=max_length)["input_ids"]
-        batches.append(_padded(ids, pad))
+    ids = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
+    plain = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in ids]
+    batches = [padded(plain[start : start + 16], pad=pad) for start in range(0, len(ids), 16)]
     return model, batches, tokenizer.all_special_ids, score, losses
-
-
-def _padded(ids: list[list[int]], pad: int) -> dict[str, Any]:
-    import torch
-
-    width = max(map(len, ids))
-    return {"input_ids": torch.tensor([row + [pad] * (width - len(row)) for row in ids]),
-            "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids])}  # fmt: skip
