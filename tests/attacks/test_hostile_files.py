@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gossamer.delta import codec, store
+from gossamer.delta import codec, disk, store
 from gossamer.delta.delta import Delta
 from gossamer.delta.graft import Graft, shapes
 from gossamer.delta.patch import Dense, LowRank, Replaced
@@ -437,7 +437,7 @@ def test_an_interruption_leaves_nothing_behind(tmp_path, every_kind, monkeypatch
     def interrupted(path: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(store, "sync", interrupted)
+    monkeypatch.setattr(disk, "sync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         every_kind.save(tmp_path / "d.safetensors")
     assert list(tmp_path.iterdir()) == []

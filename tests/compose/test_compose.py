@@ -19,7 +19,8 @@ from gossamer.compose.ties import ties
 from gossamer.delta.base import Record
 from gossamer.delta.delta import Delta
 from gossamer.delta.graft import Graft, shapes
-from gossamer.delta.patch import Dense, LowRank, Sparse, union
+from gossamer.delta.patch import Dense, LowRank, Sparse
+from gossamer.delta.terms import union
 from gossamer.errors import BadPlan, BaseMismatch, Clash, GossamerError, NotLinear
 from tests.delta.test_laws import coefficients, deltas, full
 

@@ -31,7 +31,8 @@ from torch import Tensor
 
 from gossamer.analyze.where import layer_of
 from gossamer.delta.delta import Delta
-from gossamer.delta.patch import Terms, exact, union
+from gossamer.delta.patch import Terms
+from gossamer.delta.terms import exact, union
 from gossamer.errors import BadPlan, BaseMismatch
 
 Change = tuple[Tensor | None, Tensor]  # flat indices [k], or None for all entries, and values in float64

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from gossamer.delta.apply import applied
 from gossamer.delta.base import base_parameters
 from gossamer.delta.delta import Delta
-from gossamer.delta.patch import LowRank, Sparse, union
+from gossamer.delta.patch import LowRank, Sparse
+from gossamer.delta.terms import union
 from gossamer.errors import BadPlan
 
 

@@ -17,7 +17,7 @@ from gossamer.cli.output import Flag, console, emit, listed, notes, quiet, size,
 from gossamer.compose.compose import METHODS, opened
 from gossamer.compose.compose import compose as composed
 from gossamer.delta.delta import Delta
-from gossamer.delta.store import atomic
+from gossamer.delta.disk import atomic
 from gossamer.errors import BadPlan, Clash
 from gossamer.study.search import Search, best
 from gossamer.study.search import search as run

@@ -15,20 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gossamer.delta.delta import VALUES, Delta
-from gossamer.delta.patch import (
-    Dense,
-    LowRank,
-    Patch,
-    Sparse,
-    Terms,
-    coalesce,
-    exact,
-    fingerprint,
-    round_once,
-    to_dtype,
-    union,
-)
+from gossamer.delta.delta import VALUES, Delta, head_key
+from gossamer.delta.patch import Dense, LowRank, Patch, Sparse, Terms, round_once, to_dtype
+from gossamer.delta.terms import coalesce, exact, union
 from gossamer.errors import BadPlan, BaseMismatch, Clash, NotLinear
 
 
@@ -129,7 +118,7 @@ def keeper(
     signs = coefficients or [1.0] * len(deltas)
     heads = [i for i, (d, c) in enumerate(zip(deltas, signs, strict=True)) if d.head and (c >= 0 or len(deltas) == 1)]
     for i in heads[1:]:
-        if _head_key(deltas[i]) != _head_key(deltas[heads[0]]):
+        if head_key(deltas[i].head) != head_key(deltas[heads[0]].head):
             a, b = (labels[j] if labels else f"delta {j + 1}" for j in (heads[0], i))
             raise Clash(
                 f"{a} and {b} both bring a task head, and the heads differ; say whose is kept: head={a!r} (--head {a})"
@@ -175,7 +164,3 @@ def assemble(
         about["values"] = values
     head = {} if kept is None else deltas[kept].head
     return replace(frame, terms=terms, head=head, about=about)
-
-
-def _head_key(delta: Delta) -> str:
-    return "".join(name + fingerprint(delta.head[name]) for name in sorted(delta.head))

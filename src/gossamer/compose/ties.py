@@ -18,8 +18,9 @@ from torch import Tensor
 
 from gossamer.compose.parts import assemble, by_name, check, dtype_of, keeper, no_grafts, pack, widest
 from gossamer.delta.delta import Delta
-from gossamer.delta.patch import Terms, exact, union
+from gossamer.delta.patch import Terms
 from gossamer.delta.support import Support
+from gossamer.delta.terms import exact, union
 from gossamer.delta.topk import top_k
 from gossamer.errors import BadPlan
 

@@ -20,9 +20,10 @@ from gossamer.delta.attach import Grafted, Scion
 from gossamer.delta.base import Record, backbone, base_parameters, check, more, record, state
 from gossamer.delta.delta import Delta
 from gossamer.delta.overlay import Overlay, check_fits
-from gossamer.delta.patch import Replaced, Terms, union
+from gossamer.delta.patch import Replaced, Terms
 from gossamer.delta.quantized import quantized, writable
 from gossamer.delta.site import Site
+from gossamer.delta.terms import union
 from gossamer.errors import BadPlan, BaseMismatch, Clash, NotLinear
 
 Layer = Mapping[str, Terms]

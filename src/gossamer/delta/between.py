@@ -95,7 +95,7 @@ def _lossless(old: State, new: State, seen: Seen) -> Made:
         changed = ours != theirs  # by NumPy: on one thread as fast as memory, and no waiting on a busy machine
         count = int(np.count_nonzero(changed))
         if count:
-            # the file codes places at one bit an entry or less (store._place), so this compares what is written
+            # the file codes places at one bit an entry or less (places.placed), so this compares what is written
             whole = 8 * (changed.size - count) * before.element_size() <= changed.size
             where = None if whole else np.flatnonzero(changed)
             values = torch.from_numpy(theirs.copy() if where is None else theirs[where]).view(after.dtype)

@@ -21,8 +21,10 @@ from torch import Tensor
 from gossamer.delta.attach import taken_twice
 from gossamer.delta.base import Identity
 from gossamer.delta.graft import Graft
-from gossamer.delta.patch import Dense, Patch, Replaced, Sparse, Terms, coalesce, exact, fingerprint, to_dtype, union
+from gossamer.delta.patch import Patch, Replaced, Sparse, Terms, fingerprint, to_dtype
+from gossamer.delta.provenance import parents, scaled
 from gossamer.delta.support import Support
+from gossamer.delta.terms import coalesce, inner, merged
 from gossamer.errors import BadPlan, BaseMismatch, Clash, NotLinear
 
 VALUES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -56,8 +58,8 @@ class Delta:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grafts", _side_by_side(self.grafts))
-        merged = {name: _merge(name, self.terms[name]) for name in sorted(self.terms)}
-        object.__setattr__(self, "terms", {name: terms for name, terms in merged.items() if terms})
+        summed = {name: merged(name, self.terms[name]) for name in sorted(self.terms)}
+        object.__setattr__(self, "terms", {name: terms for name, terms in summed.items() if terms})
         object.__setattr__(self, "replaced", {name: self.replaced[name] for name in sorted(self.replaced)})
 
     @classmethod
@@ -86,7 +88,8 @@ class Delta:
         base = {**self.base, **other.base}
         for name in self.base.keys() & other.base.keys():  # the record that says more, whatever the order
             base[name] = max(self.base[name], other.base[name], key=lambda known: (len(known.digests), known.dtype))
-        return Delta(terms, base, _one_head(self.head, other.head), _parents(self, other), self.grafts + other.grafts,
+        about = parents(self.about, other.about, [delta.about for delta in (self, other) if delta.head])
+        return Delta(terms, base, _one_head(self.head, other.head), about, self.grafts + other.grafts,
                      _both(self.replaced, other.replaced))  # fmt: skip
 
     def __radd__(self, other: object) -> Delta:
@@ -107,7 +110,7 @@ class Delta:
                 f"{coefficient:g}) nor subtracted; make one that adds: diff with a density in place of lossless"
             )
         terms = {name: tuple((coefficient * c, patch) for c, patch in terms) for name, terms in self.terms.items()}
-        return replace(self, terms=terms, about=_scaled(self.about, coefficient))
+        return replace(self, terms=terms, about=scaled(self.about, coefficient))
 
     __rmul__ = __mul__
 
@@ -125,7 +128,7 @@ class Delta:
             isinstance(other, Delta)
             and self.terms.keys() == other.terms.keys()
             and all(self.terms[name] == other.terms[name] for name in self.terms)
-            and _head_key(self.head) == _head_key(other.head)
+            and head_key(self.head) == head_key(other.head)
             and self.grafts == other.grafts
             and self.replaced == other.replaced
         )
@@ -173,7 +176,7 @@ class Delta:
         """
         self.need_sums("the inner product of deltas")
         other.need_sums("the inner product of deltas")
-        return math.fsum(_inner(self.terms[name], other.terms[name]) for name in self.terms.keys() & other.terms.keys())
+        return math.fsum(inner(self.terms[name], other.terms[name]) for name in self.terms.keys() & other.terms.keys())
 
     def norm(self) -> float:
         """Euclidean norm of the change, in float64; head and grafts take no part. NotLinear where values are replaced."""
@@ -242,26 +245,6 @@ class Delta:
         return f"Delta({self.about.get('method', 'composed')}, k={self.k:,} of {self.m:,}, head={head:,}{grafts})"
 
 
-def _merge(name: str, terms: Terms) -> Terms:
-    """Equal patches once, with the exact sum of their coefficients, in an order that does not depend on the writing."""
-    shapes = {patch.shape for _, patch in terms}
-    if len(shapes) > 1:
-        raise BaseMismatch(
-            f"{name!r} has shapes {' and '.join(map(str, shapes))} in these deltas; add only deltas of one base"
-        )
-    if not all(math.isfinite(coefficient) for coefficient, _ in terms):
-        raise NotLinear(
-            f"a coefficient of {name!r} is not a finite number: {[coefficient for coefficient, _ in terms]}"
-        )
-    if len(terms) == 1:
-        return terms if terms[0][0] != 0.0 else ()
-    by_key: dict[str, tuple[list[float], Patch]] = {}
-    for coefficient, patch in terms:
-        by_key.setdefault(patch.key, ([], patch))[0].append(coefficient)
-    summed = ((math.fsum(coefficients), patch) for _, (coefficients, patch) in sorted(by_key.items()))
-    return tuple((coefficient, patch) for coefficient, patch in summed if coefficient != 0.0)
-
-
 def _side_by_side(grafts: tuple[Graft, ...]) -> tuple[Graft, ...]:
     """Grafts in order of place and level, equal ones once."""
     found: dict[tuple[str, int], Graft] = {}
@@ -278,36 +261,6 @@ def _both(a: Mapping[str, Replaced], b: Mapping[str, Replaced]) -> dict[str, Rep
     return {**a, **b}
 
 
-def _inner(a: Terms, b: Terms) -> float:
-    """⟨Σ c·p, Σ d·q⟩ of one parameter, over the entries that both touch."""
-    (left,), (right,) = _single(a), _single(b)
-    if isinstance(left, Sparse) and isinstance(right, Sparse):
-        few, many = (left, right) if left.count <= right.count else (right, left)
-        if not few.count:
-            return 0.0
-        places = torch.searchsorted(many.indices, few.indices).clamp_(max=many.count - 1)
-        both = many.indices[places] == few.indices
-        return float(few.values[both].double() @ many.values[places[both]].double())
-    if isinstance(left, Sparse) or isinstance(right, Sparse):
-        few, full = (left, right) if isinstance(left, Sparse) else (right, left)
-        assert isinstance(few, Sparse)
-        return float(few.values.double() @ _flat(full)[few.indices])
-    return float(_flat(left) @ _flat(right))
-
-
-def _single(terms: Terms) -> tuple[Patch]:
-    """One patch that says the same in float64 (a mix of kinds becomes dense)."""
-    where, shape = union(terms), terms[0][1].shape
-    total = exact(terms, where)
-    return (Dense(total.reshape(shape)) if where is None else Sparse(shape, where, total),)
-
-
-def _flat(patch: Patch) -> Tensor:
-    total = torch.zeros(math.prod(patch.shape), dtype=torch.float64)
-    patch.add_to(total, 1.0)
-    return total
-
-
 def _same_base(a: Identity, b: Identity) -> None:
     for name in a.keys() & b.keys():
         if a[name].agrees(b[name]) is False:
@@ -318,7 +271,7 @@ def _same_base(a: Identity, b: Identity) -> None:
 
 
 def _one_head(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    if a and b and _head_key(a) != _head_key(b):
+    if a and b and head_key(a) != head_key(b):
         raise Clash(
             f"both deltas bring a head ({', '.join(sorted(a))} against {', '.join(sorted(b))}) and they differ; keep "
             "one: `a + b.without_head()`"
@@ -326,31 +279,6 @@ def _one_head(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Mapping[str, 
     return a or b
 
 
-def _head_key(head: Mapping[str, Tensor]) -> str:
+def head_key(head: Mapping[str, Tensor]) -> str:
+    """What tells heads apart: names, dtypes, shapes and bits."""
     return "".join(name + fingerprint(head[name]) for name in sorted(head))
-
-
-def _scaled(about: Mapping[str, Any], coefficient: float) -> Mapping[str, Any]:
-    if coefficient == 1.0:
-        return about
-    return {**_task(about), "method": "composed", "parts": [[coefficient * c, part] for c, part in _parts(about)]}
-
-
-def _parents(a: Delta, b: Delta) -> Mapping[str, Any]:
-    """A sum's provenance: all parts, the base, and the task of whoever brings the head (if no one, the common task)."""
-    heads = [d.about for d in (a, b) if d.head][:1]
-    tasks = [about["task"] for about in heads or (a.about, b.about) if "task" in about]
-    known = {**_task(b.about), **_task(a.about)}
-    if tasks and tasks[0] == tasks[-1]:
-        known["task"] = tasks[0]
-    else:
-        known.pop("task", None)
-    return {**known, "method": "composed", "parts": [list(part) for part in _parts(a.about) + _parts(b.about)]}
-
-
-def _parts(about: Mapping[str, Any]) -> list[tuple[float, Any]]:
-    return [(c, part) for c, part in about["parts"]] if "parts" in about else [(1.0, dict(about))]
-
-
-def _task(about: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: about[key] for key in ("task", "base") if key in about}

@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -26,8 +25,10 @@ from torch import Tensor
 from gossamer.delta import codec
 from gossamer.delta.base import Record
 from gossamer.delta.delta import Delta
+from gossamer.delta.disk import atomic
 from gossamer.delta.graft import NAMES, Graft
-from gossamer.delta.patch import Dense, LowRank, Patch, Replaced, Sparse, raw
+from gossamer.delta.patch import Dense, LowRank, Patch, Sparse, raw
+from gossamer.delta.places import placed, replaced_in, shape_of
 from gossamer.errors import BadFile, BadPlan, Clash, GossamerError
 
 FORMAT = 3  # of files with replacements; 2 of those with grafts; one without either is written, and read, as version 1
@@ -76,40 +77,6 @@ def load(path: str | PathLike[str]) -> Delta:
         raise BadFile(f"{path} contradicts itself ({type(error).__name__}: {error}); it is damaged") from None
 
 
-def atomic(path: Path, write: Any) -> None:
-    """Calls write(temporary path), makes it durable and renames it to `path`; on failure nothing is left behind."""
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        write(temporary)
-        sync(temporary)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-        sync(path.parent)
-    except (OSError, SafetensorError) as error:
-        raise GossamerError(f"cannot write {path}: {error}; free some space or choose another place") from error
-    finally:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-
-
-def sync(path: str | Path) -> None:
-    """Makes a file's bytes, or a folder's entries, durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def _pack(delta: Delta) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors: dict[str, Tensor] = {f"head.{name}": tensor for name, tensor in delta.head.items()}
     sparse: dict[str, list[tuple[str, Sparse]]] = {}
@@ -125,7 +92,7 @@ def _pack(delta: Delta) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors |= {f"{_stem(graft.place, graft.level)}.{part}": tensor for part, tensor in graft.tensors.items()}
     replaced = []
     for name, patch in delta.replaced.items():
-        how, packed = _place(patch)
+        how, packed = placed(patch)
         tensors |= {f"set.{name}.values": patch.values} | ({} if packed is None else {f"set.{name}.{how}": packed})
         replaced.append([name, list(patch.shape), how])
     for dtype, patches in sparse.items():
@@ -199,7 +166,7 @@ def _unpack(tensors: dict[str, Tensor], description: dict[str, Any]) -> Delta:
         patch = LowRank(left.pop(name), left.pop(f"{stem}.right"))
         terms.setdefault(stem.removeprefix("lowrank."), []).append((1.0, patch))
     grafts = _grafts(left, description["grafts"]) if "grafts" in description else ()
-    replaced = _replaced(left, description["replaced"]) if "replaced" in description else {}
+    replaced = replaced_in(left, description["replaced"]) if "replaced" in description else {}
     if left:
         raise BadFile(f"tensor {min(left)!r} has no place in a delta; the file is damaged")
     base = {name: _record(*fields) for name, *fields in description["base"]}
@@ -218,52 +185,6 @@ def _unpack(tensors: dict[str, Tensor], description: dict[str, Any]) -> Delta:
 
 def _version(description: Mapping[str, Any]) -> int:
     return 3 if "replaced" in description else 2 if "grafts" in description else 1
-
-
-def _replaced(left: dict[str, Tensor], listed: list[Any]) -> dict[str, Replaced]:
-    """The replacements that a description lists; takes their tensors out of those that are left."""
-    names = [name for name, _, _ in listed]
-    if not all(isinstance(name, str) for name in names):
-        raise BadFile("the name of a replaced parameter is not text; the file is damaged")
-    if not names or names != sorted(set(names)):
-        raise BadFile("replaced parameters are listed twice, out of order or not at all; the file is damaged")
-    return {name: _set(left, name, shape, how) for name, shape, how in listed}
-
-
-def _place(patch: Replaced) -> tuple[str, Tensor | None]:
-    """Where replaced values stand, as the fewest bytes: ("dense", None), ("positions", code) or ("mask", bits)."""
-    if patch.indices is None:
-        return "dense", None
-    n, where = math.prod(patch.shape), patch.indices.cpu().numpy()
-    if where.size * 2 < n:  # in a denser set most gaps are 0, which Golomb's code writes as the mask does
-        code = codec.encode(where, n)
-        if code.size < (n + 7) // 8:
-            return "positions", torch.from_numpy(code)
-    chosen = np.zeros(n, bool)
-    chosen[where] = True
-    return "mask", torch.from_numpy(np.packbits(chosen))
-
-
-def _set(left: dict[str, Tensor], name: str, listed: Any, how: str) -> Replaced:
-    shape, values = _shape(listed), left.pop(f"set.{name}.values")
-    if how == "dense":
-        return Replaced(shape, None, values)
-    if how not in ("positions", "mask"):
-        raise BadFile(f"the places of {name!r} are of unknown kind {how!r}; upgrade gossamer, or the file is damaged")
-    n, packed = math.prod(shape), left.pop(f"set.{name}.{how}").numpy()
-    if packed.dtype != np.uint8 or packed.ndim != 1 or n >= 1 << 62:
-        raise BadFile(f"the places of {name!r} are no bytes, or of a parameter that cannot be; the file is damaged")
-    if how == "positions":
-        try:
-            return Replaced(shape, torch.from_numpy(codec.decode(packed, values.numel(), n)), values)
-        except BadFile as error:
-            raise BadFile(f"tensor 'set.{name}.positions': {error}") from None
-    if packed.size != (n + 7) // 8:
-        raise BadFile(f"the places of {name!r} have a wrong length; the file is damaged")
-    bits = np.unpackbits(packed)
-    if bits[n:].any():
-        raise BadFile(f"the mask of {name!r} goes on behind its end; the file is damaged")
-    return Replaced(shape, torch.from_numpy(np.flatnonzero(bits[:n])), values)
 
 
 def _stem(place: str, level: int) -> str:
@@ -295,17 +216,11 @@ def _grafts(left: dict[str, Tensor], listed: list[Any]) -> tuple[Graft, ...]:
 def _record(shape: Any, dtype: Any, digests: Any) -> Record:
     if not isinstance(digests[dtype], str) or not all(isinstance(digest, str) for digest in digests.values()):
         raise BadFile("the digests of the base are not text; the file is damaged")
-    return Record(_shape(shape), dtype, digests)
-
-
-def _shape(listed: Any) -> tuple[int, ...]:
-    if not isinstance(listed, list) or not all(type(size) is int and size >= 0 for size in listed):
-        raise BadFile(f"{listed!r} is not the shape of a tensor; the file is damaged")
-    return tuple(listed)
+    return Record(shape_of(shape), dtype, digests)
 
 
 def _split(dtype: str, listed: list[Any], positions: Tensor, values: Tensor) -> list[tuple[str, Sparse]]:
-    shapes = [_shape(shape) for _, shape, _ in listed]
+    shapes = [shape_of(shape) for _, shape, _ in listed]
     sizes = [math.prod(shape) for shape in shapes]
     whole = [everything for _, _, everything in listed]
     if not all(type(everything) is bool for everything in whole):

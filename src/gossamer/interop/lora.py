@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gossamer.delta.delta import Delta
-from gossamer.delta.patch import LowRank, Patch, Sparse, coalesce
+from gossamer.delta.patch import LowRank, Patch, Sparse
+from gossamer.delta.terms import coalesce
 from gossamer.errors import BadFile, BadPlan, BaseMismatch, Clash, NotLinear
 from gossamer.interop.names import Names, replacing
 

@@ -10,36 +10,25 @@ PEFT's users expect it to be. The gradient is sampled at the k entries (`tunable
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
-from gossamer.delta.lend import Loan, lent, put_back, written
+from gossamer.delta.lend import Loan, put_back, written
 from gossamer.delta.quantized import quantized
 from gossamer.errors import BadFile, BadPlan, Diverged
-from gossamer.tunable.remade import remade
-from gossamer.tunable.sampled import Layout, sampled
-from gossamer.tunable.taps import looked, use
+from gossamer.interop.peft_product import Entries, Lookup, Placed, Product, loans_of
+from gossamer.tunable.taps import use
 
 MOST = 2**31  # entries of a module; int32 indices reach no further
 
 
 class BrokenMerge(Diverged, ValueError):
     """A safe merge found NaN or infinite values. Also a ValueError, which callers of PEFT catch."""
-
-
-class Entries(NamedTuple):
-    """The entries of some active adapters together."""
-
-    names: tuple[str, ...]
-    matrix: Tensor  # [k_w] int64, flat, sorted, unique
-    bias: Tensor  # [k_b]
-    slots: tuple[Tensor, ...]  # of each adapter, where its values lie among k_w + k_b; none for a single adapter
 
 
 class GossamerLayer(nn.Module, BaseTunerLayer):
@@ -233,13 +222,6 @@ class GossamerLayer(nn.Module, BaseTunerLayer):
         return "gossamer." + super().__repr__()
 
 
-def loans_of(base: nn.Module, entries: Entries, values: Tensor, *, bias: bool = True) -> list[Loan]:
-    """What to write where, for a module's weight and bias."""
-    k = entries.matrix.numel()
-    found = [(base.weight, entries.matrix, values[:k])] if k else []
-    return [*found, (base.bias, entries.bias, values[k:])] if bias and entries.bias.numel() else found  # type: ignore[list-item]
-
-
 def why_not(base: nn.Module) -> str:
     """What keeps a module from having adapters, "" if nothing."""
     own = {name: p for name, p in base._parameters.items() if p is not None}
@@ -258,67 +240,3 @@ def why_not(base: nn.Module) -> str:
     if use(base) is None and any(p.dim() > 1 for p in own.values()):
         return f"{type(base).__name__} is neither Linear, Conv1D, Embedding nor a module of vectors (a norm)"
     return ""
-
-
-class Product(torch.autograd.Function):
-    """x·Wᵀ + b (turned: x·W + b) with changed entries. Differentiable once, in x and the values."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, values: Tensor, base: nn.Module, entries: Entries, turned: bool) -> Tensor:
-        ctx.base, ctx.entries, ctx.turned, ctx.dtype = base, entries, turned, x.dtype
-        kept, ctx.again = remade(x) if ctx.needs_input_grad[1] and entries.matrix.numel() else ((), None)
-        ctx.save_for_backward(values, *kept)
-        with lent(loans_of(base, entries, values.detach())):
-            return base(x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        values, *kept = ctx.saved_tensors
-        entries, grad, through, found = ctx.entries, grads[0].contiguous(), None, None
-        if ctx.needs_input_grad[1]:
-            layout = Layout(
-                entries.matrix if ctx.again else None, entries.bias if entries.bias.numel() else None, ctx.turned
-            )
-            parts = sampled(grad, ctx.again(*kept) if ctx.again else None, layout)
-            found = torch.cat([part.to(values.dtype) for part in parts if part is not None])
-        if ctx.needs_input_grad[0]:
-            with lent(loans_of(ctx.base, entries, values, bias=False)):
-                weight = ctx.base.weight.detach().to(grad.dtype)
-                through = (grad @ (weight.t() if ctx.turned else weight)).to(ctx.dtype)
-        return through, found, None, None, None
-
-
-class Lookup(torch.autograd.Function):
-    """W[x] with changed entries. Differentiable once, in the values."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, ids: Tensor, base: nn.Embedding, entries: Entries) -> Tensor:
-        ctx.save_for_backward(ids)
-        ctx.indices, ctx.padding, ctx.dtype = entries.matrix, base.padding_idx, values.dtype
-        with lent(loans_of(base, entries, values.detach())):
-            return base(ids)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        (ids,) = ctx.saved_tensors
-        return looked(grads[0], ids, ctx.indices, ctx.padding).to(ctx.dtype), None, None, None
-
-
-class Placed(torch.autograd.Function):
-    """A copy of a small weight with changed entries. Differentiable in the values."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, frozen: Tensor, where: Tensor) -> Tensor:
-        ctx.save_for_backward(where)
-        ctx.dtype = values.dtype
-        copy = frozen.clone()
-        written([(copy, where, values.detach())])
-        return copy
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        (where,) = ctx.saved_tensors
-        return grads[0].reshape(-1).index_select(0, where).to(ctx.dtype), None, None

@@ -15,8 +15,9 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from peft.utils.save_and_load import load_peft_weights, set_peft_model_state_dict
 from torch import Tensor, nn
 
-from gossamer.delta.patch import Sparse, coalesce
+from gossamer.delta.patch import Sparse
 from gossamer.delta.support import Support
+from gossamer.delta.terms import coalesce
 from gossamer.errors import BadPlan
 from gossamer.interop.peft_choose import empty, parameters_of, select, settle_targets, targets
 from gossamer.interop.peft_config import GossamerConfig

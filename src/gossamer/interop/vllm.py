@@ -28,8 +28,9 @@ from torch import Tensor
 
 from gossamer.delta.base import check, record
 from gossamer.delta.delta import Delta
-from gossamer.delta.patch import Sparse, Terms, onto, round_once, union
-from gossamer.delta.store import atomic
+from gossamer.delta.disk import atomic
+from gossamer.delta.patch import Sparse, Terms, round_once
+from gossamer.delta.terms import onto, union
 from gossamer.errors import BadFile, BadPlan, BaseMismatch, NotLinear
 from gossamer.interop.checkpoint import Checkpoint
 from gossamer.interop.names import prefix_of

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gossamer.delta.store import atomic
+from gossamer.delta.disk import atomic
 from gossamer.errors import BadPlan
 
 Facts = Mapping[str, Any]

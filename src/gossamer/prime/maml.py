@@ -28,16 +28,15 @@ from gossamer.delta.patch import Dense
 from gossamer.delta.support import Support
 from gossamer.errors import BadPlan, Diverged
 from gossamer.prime.checkpoint import keep, resumed
-from gossamer.prime.episodes import Episode, Episodes
-from gossamer.prime.inner import Inner, Loss, Tensors, adapt
+from gossamer.prime.episodes import Episodes
+from gossamer.prime.inner import Inner, Loss
+from gossamer.prime.outer import HEAD, Seen, outer_step, task_gradient, task_start
 from gossamer.prime.ways import Way, theta_of, way
 from gossamer.select.attention import plain_attention
 from gossamer.select.scoring import model_loss
 from gossamer.tunable.tuned import head_parameters
 
 HEADS = ("learned", "kept", "fresh")
-_HEAD = "head/"  # before the names of the head's parameters in φ
-Seen = dict[str, Any]  # step, task, support (losses before each inner step), query
 
 
 @dataclass(frozen=True)
@@ -137,12 +136,12 @@ def prime(
     ):
         theta = {n: t.clone().requires_grad_() for n, t in before.items()}
         phi = {n: t.clone() for n, t in w.start.items()}
-        phi |= {_HEAD + n: p.detach().clone() for n, p in heads.items()}
+        phi |= {HEAD + n: p.detach().clone() for n, p in heads.items()}
         if not phi:
             raise BadPlan(f"{method} has nothing to adapt here: no φ and no head; name a head with head=")
         trained = set() if not learn_start or not w.free or control == "ft" else set(w.start)
         if head_start == "learned":
-            trained |= {n for n in phi if n.startswith(_HEAD)}
+            trained |= {n for n in phi if n.startswith(HEAD)}
         for name in trained:
             phi[name].requires_grad_()
         outer = [*theta.values(), *(phi[n] for n in phi if n in trained)]
@@ -157,9 +156,9 @@ def prime(
         for step in range(first, steps):
             rows = []
             for number, episode in enumerate(episodes.at(step)):
-                start = _begin(phi, head_start, [seed, step, number])
+                start = task_start(phi, head_start, [seed, step, number])
                 try:
-                    seen = _task(evaluated, theta, phi, start, episode, how, control, head_warmup)
+                    seen = task_gradient(evaluated, theta, phi, start, episode, how, control, head_warmup)
                 except Diverged as error:
                     if bad_tasks == "stop":
                         raise Diverged(f"outer step {step + 1}: {error}") from None
@@ -169,7 +168,7 @@ def prime(
                     watch(rows[-1])
             history += rows
             done = sum(row["query"] is not None for row in rows)
-            _step(built, outer, done, clip, step)
+            outer_step(built, outer, done, clip, step)
             if scheduler:
                 scheduler.step()
             if file and ((step + 1) % save_every == 0 or step + 1 == steps):
@@ -180,92 +179,10 @@ def prime(
     delta = Delta.of(moved, base=base, about=about)
     with applied(model, delta):
         on = _identity(model, heads)
-    learned = {n.removeprefix(_HEAD): p.detach().cpu().clone() for n, p in phi.items() if n.startswith(_HEAD)}
+    learned = {n.removeprefix(HEAD): p.detach().cpu().clone() for n, p in phi.items() if n.startswith(HEAD)}
     start_about = {"method": method, "options": dict(w.options), "seed": seed, "primed": True}
     start = Delta.of(patches, base=on, head=learned, grafts=grafts, about=start_about)
     return Primed(delta, start, history)
-
-
-def _task(
-    loss: Loss,
-    theta: Tensors,
-    phi: Tensors,
-    start: Tensors,
-    episode: Episode,
-    how: Inner,
-    control: str | None,
-    warmup: int,
-) -> Seen:
-    """One task's gradient, added to that of θ and φ_0; what it saw. Adds nothing where it raises Diverged."""
-    wanted = {**{("θ", n): t for n, t in theta.items()}, **{("φ", n): p for n, p in phi.items() if p.requires_grad}}
-    if control == "ft":
-        total: dict[Any, Tensor] = {}
-        losses = []
-        for batch in (*episode.support, episode.query):
-            value = loss(theta, start, batch)
-            losses.append(_finite(value, episode.task))
-            found = torch.autograd.grad(
-                value / (len(episode.support) + 1), list(wanted.values()), materialize_grads=True
-            )
-            total = {key: total.get(key, 0) + g for key, g in zip(wanted, found, strict=True)}
-        *first, last = losses
-        _add(wanted, total)
-        return {"task": episode.task, "support": first, "query": last}
-    if warmup and episode.support:
-        alone = {n: p for n, p in start.items() if n.startswith(_HEAD)}
-        rest = {n: p.detach() for n, p in start.items() if n not in alone}
-        quick = Inner(warmup, how.lr, how.optimizer, "first", eps=how.eps)
-        warmed, _ = adapt(lambda t, p, b: loss(t, {**rest, **p}, b), theta, alone, episode.support[:1] * warmup, quick,
-                          episode.task)  # fmt: skip
-        # the shift is a constant: the head's start still has its own gradient
-        start = {**start, **{n: start[n] + (w - start[n]).detach() for n, w in warmed.items()}}
-    reached, losses = adapt(loss, theta, start, episode.support, how, episode.task)
-    value = loss(theta, reached, episode.query)
-    query = _finite(value, episode.task)
-    # in first order the gradient at the adapted φ stands for that at φ_0
-    ends = {key: reached[key[1]] if key[0] == "φ" and how.order == "first" else t for key, t in wanted.items()}
-    found = torch.autograd.grad(value, list(ends.values()), materialize_grads=True)
-    _add(wanted, dict(zip(ends, found, strict=True)))
-    return {"task": episode.task, "support": losses, "query": query}
-
-
-def _add(wanted: Mapping[Any, Tensor], found: Mapping[Any, Tensor]) -> None:
-    for key, tensor in wanted.items():
-        tensor.grad = found[key].clone() if tensor.grad is None else tensor.grad.add_(found[key])
-
-
-def _step(built: torch.optim.Optimizer, outer: list[Tensor], done: int, clip: float, step: int) -> None:
-    """One outer step on the mean over the tasks that had a gradient."""
-    if done:
-        grads = [t.grad for t in outer if t.grad is not None]
-        for grad in grads:
-            grad.div_(done)
-        norm = torch.nn.utils.clip_grad_norm_(outer, clip or math.inf)
-        if not bool(norm.isfinite()):
-            raise Diverged(f"outer step {step + 1}: the gradient of the base is not finite; lower the rates")
-        built.step()
-    built.zero_grad(set_to_none=True)
-
-
-def _finite(value: Tensor, task: str) -> float:
-    number = float(value.detach())
-    if not math.isfinite(number):
-        raise Diverged(f"task {task!r}: the query loss is {number}; lower the inner rate, or skip such tasks")
-    return number
-
-
-def _begin(phi: Tensors, head_start: str, seed: list[int]) -> Tensors:
-    """Where a task starts: φ_0 and the head's start, or a head drawn anew."""
-    if head_start != "fresh":
-        return phi
-    rng = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(repr(seed).encode()).digest()[:4], "big"))
-
-    def drawn(name: str, p: Tensor) -> Tensor:
-        if p.dim() < 2:
-            return torch.zeros_like(p) if name.endswith("bias") else p
-        return (torch.randn(p.shape, generator=rng) * 0.02).to(p)
-
-    return {n: drawn(n, p) if n.startswith(_HEAD) else p for n, p in phi.items()}
 
 
 class _Whole(nn.Module):
@@ -287,7 +204,7 @@ def _loss(model: nn.Module, w: Way, loss: Callable[[nn.Module, Any], Tensor], pr
     def evaluated(theta: Mapping[str, Tensor], phi: Mapping[str, Tensor], batch: Any) -> Tensor:
         if isinstance(batch, Mapping):
             batch = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in batch.items()}
-        head = {n.removeprefix(_HEAD): p for n, p in phi.items() if n.startswith(_HEAD)}
+        head = {n.removeprefix(HEAD): p for n, p in phi.items() if n.startswith(HEAD)}
         weights = {f"model.{n}": t for n, t in {**w.weights(theta, phi), **head}.items()}
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             value = torch.func.functional_call(whole, weights, (batch,))

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gossamer.delta.store import sync
+from gossamer.delta.disk import sync
 from gossamer.errors import Clash
 
 Cell = dict[str, Any]  # plain JSON; "cell" is its hash, "error" is there if it failed

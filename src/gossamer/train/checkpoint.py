@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gossamer.delta.store import atomic, sync
+from gossamer.delta.disk import atomic, sync
 
 MARKER = "gossamer.complete"
 Facts = dict[str, Any]  # which run and phase a checkpoint belongs to, plain JSON

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gossamer.delta.store import atomic
+from gossamer.delta.disk import atomic
 from gossamer.errors import BadPlan, Clash
 
 NOTE = "settings.json"
