@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import shlex
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,8 +13,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import gossamer as gs
 from gossamer.cli.examples import EXAMPLES
-from gossamer.cli.main import run
 from tests.tiny import base_directory, rows
+from tests.verb import call, told
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +40,6 @@ def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 FIT = "fit --base base --train train.csv --eval dev.csv --density 0.02 --steps 4 --batch-size 8 --out mine.safetensors --force"
-
-
-def call(command: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    status = run(shlex.split(command))
-    printed = capsys.readouterr()
-    return status, printed.out, printed.err
-
-
-def told(command: str, capsys: pytest.CaptureFixture[str]) -> Any:
-    status, out, err = call(command + " --json", capsys)
-    assert status == 0, err
-    return json.loads(out)
 
 
 def test_the_whole_job(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

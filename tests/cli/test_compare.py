@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 
 import pytest
 
-from gossamer.cli.main import run
 from tests.tiny import task_directory
+from tests.verb import call
 
 COMPARE = ("compare --base base --train train.jsonl --eval dev.jsonl --methods random,magnitude --seeds 2 --lr-grid x1,x3 "
            "--density 0.02 --steps 2 --out found")  # fmt: skip
@@ -24,12 +23,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(place)
     return place
-
-
-def call(command: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    status = run(shlex.split(command))
-    printed = capsys.readouterr()
-    return status, printed.out, printed.err
 
 
 def test_tables_files_and_json(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,31 +1,22 @@
 """gossamer analyze forgetting: on files, with and without the head of a pretrained task."""
 
-import json
 import shlex
-
-import pytest
 
 from gossamer.cli.main import run
 from tests.tiny import WORDS, task_directory
-
-
-def told(command: str, capsys: pytest.CaptureFixture[str]):
-    status = run(shlex.split(command))
-    out, err = capsys.readouterr()
-    assert status == 0, err
-    return json.loads(out)
+from tests.verb import told
 
 
 def test_a_head_of_the_pretrained_task(tmp_path, monkeypatch, capsys):
     folder = task_directory(tmp_path / "place")
     monkeypatch.chdir(folder)
     (folder / "text.txt").write_text("\n".join(" ".join(WORDS[i : i + 9]) for i in range(60)) + "\n")
-    fit = "fit --base base --steps 3 --batch-size 8 --json"
+    fit = "fit --base base --steps 3 --batch-size 8"
     told(f"{fit} --train train.jsonl --method full --lr 0.02 --out far.safetensors", capsys)
     told(f"{fit} --train train.jsonl --method random --density 0.01 --out near.safetensors", capsys)
     told(f"{fit} --task mask --max-length 16 --train text.txt --method random --k 1 --out head.safetensors", capsys)
     found = told(
-        "analyze forgetting far.safetensors near=near.safetensors --data text.txt --head head.safetensors --tokens 300 --json",
+        "analyze forgetting far.safetensors near=near.safetensors --data text.txt --head head.safetensors --tokens 300",
         capsys,
     )
     far, near = found["far"], found["near"]

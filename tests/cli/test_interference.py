@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import runpy
 import shlex
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,6 +13,7 @@ import gossamer as gs
 from gossamer.cli.main import run
 from gossamer.train.bench import open_delta
 from tests.tiny import task_directory
+from tests.verb import told
 
 FIT = "fit --base base --train train.jsonl --method random --density 0.02 --steps 6 --batch-size 8 --force"
 
@@ -38,13 +37,6 @@ def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
-def told(command: str, capsys: pytest.CaptureFixture[str]) -> Any:
-    status = run(shlex.split(f"analyze interference {command} --json"))
-    printed = capsys.readouterr()
-    assert status == 0, printed.err
-    return json.loads(printed.out)
-
-
 def test_avoid_leaves_the_others_weights(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a, b, c = (gs.load(f"{name}.safetensors") for name in "abc")
     assert a.support == b.support
@@ -53,13 +45,18 @@ def test_avoid_leaves_the_others_weights(here: Path, capsys: pytest.CaptureFixtu
     assert c.about["avoid"] == [a.digest, b.digest]
     assert c.about["settings"]["avoid"] == ["a.safetensors", "b.safetensors"]
     assert "avoid" not in a.about["settings"]
-    pairs = {tuple(row["deltas"]): row for row in told("a.safetensors b.safetensors c.safetensors", capsys)["pairs"]}
+    pairs = {
+        tuple(row["deltas"]): row
+        for row in told("analyze interference a.safetensors b.safetensors c.safetensors", capsys)["pairs"]
+    }
     assert pairs["a", "b"]["jaccard"] > 0.9
     assert pairs["a", "c"]["shared"] == 0
 
 
 def test_what_is_measured_is_the_sum(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = told("a.safetensors b.safetensors c.safetensors --data a=dev.jsonl c=dev.jsonl", capsys)
+    found = told(
+        "analyze interference a.safetensors b.safetensors c.safetensors --data a=dev.jsonl c=dev.jsonl", capsys
+    )
     assert [(row["delta"], row["with"]) for row in found["measured"]] == [
         ("a", ["b"]), ("a", ["c"]), ("a", ["b", "c"]), ("c", ["a"]), ("c", ["b"]), ("c", ["a", "b"])
     ]  # fmt: skip
@@ -78,7 +75,7 @@ def test_what_is_measured_is_the_sum(here: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_what_lies_beneath_counts_once(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    row = told("d.safetensors again=d.safetensors --data d=dev.jsonl", capsys)["measured"][0]
+    row = told("analyze interference d.safetensors again=d.safetensors --data d=dev.jsonl", capsys)["measured"][0]
     d, bench = open_delta("d.safetensors")
     examples = bench.task.encode(bench.tokenizer, bench.read("dev.jsonl"))
     a, own = gs.load("a.safetensors").without_head(), gs.load("d.safetensors")
@@ -128,7 +125,9 @@ def test_what_only_another_kind_of_model_has_does_not_count(here: Path, capsys: 
     a, tagger = gs.load("a.safetensors"), gs.load("tag.safetensors")
     assert {n for n in a.terms if n.startswith("pooler")}, "a classifier pools, a tagger does not"
     assert not {n for n in tagger.terms if n.startswith("pooler")}
-    for row in told("a.safetensors tag.safetensors --data a=dev.jsonl tag=tags.txt", capsys)["measured"]:
+    for row in told("analyze interference a.safetensors tag.safetensors --data a=dev.jsonl tag=tags.txt", capsys)[
+        "measured"
+    ]:
         assert row["loss"]["sum"] != row["loss"]["alone"]
 
 

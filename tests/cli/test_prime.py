@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import gossamer as gs
-from tests.cli.test_cli import call, told
 from tests.tiny import base_directory, rows
+from tests.verb import call, told
 
 TAGS = ["B-PER O O", "O B-LOC I-LOC", "B-ORG O B-PER"]
 

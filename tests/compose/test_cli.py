@@ -17,6 +17,7 @@ from gossamer.delta.base import Record
 from gossamer.delta.delta import Delta
 from gossamer.delta.patch import Dense
 from tests.tiny import task_directory
+from tests.verb import told
 
 FIT = "fit --base base --train train.jsonl --density 0.02 --steps 3 --batch-size 8"
 
@@ -39,14 +40,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(place)
     return place
-
-
-def told(command: str, capsys: pytest.CaptureFixture[str]) -> Any:
-    capsys.readouterr()
-    status = run(shlex.split(command + " --json"))
-    printed = capsys.readouterr()
-    assert status == 0, printed.err
-    return json.loads(printed.out)
 
 
 def failed(command: str, capsys: pytest.CaptureFixture[str]) -> str:
