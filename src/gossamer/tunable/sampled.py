@@ -1,7 +1,8 @@
 """The chosen entries of the gradients of a matrix and its bias, without ever forming the dense ones.
 
-`sampled.c`, compiled when the wheel is built, does it on CPUs for float32 and bfloat16 (see there how). Everywhere else, and
-under a second derivative, the dense product is formed and gathered: the fallback and the oracle.
+`sampled.c`, compiled when the wheel is built, does it on CPUs for float32 and bfloat16 (see there how), `sampled_triton.py` on
+GPUs where that is asked for and faster. Everywhere else, and under a second derivative, the dense product is formed and
+gathered: the fallback and the oracle.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ def sampled(grad: Tensor, inputs: Tensor | None, layout: Layout) -> tuple[Tensor
         return None, None if layout.bias is None else grad.sum(0).index_select(0, layout.bias)
     inputs = inputs.reshape(-1, inputs.shape[-1])
     many = layout.matrix.numel() > DENSE * grad.shape[-1] * inputs.shape[-1]
+    if not many and not torch.is_grad_enabled() and grad.is_cuda:
+        return _on_gpu(grad, inputs, layout)
     if many or torch.is_grad_enabled() or not _fits(grad) or not _fits(inputs) or _library() is None:
         return dense_then_gather(grad, inputs, layout)
     a, b = (_rows_apart(x) for x in ((inputs, grad) if layout.turned else (grad, inputs)))
@@ -79,6 +82,17 @@ def dense_then_gather(grad: Tensor, inputs: Tensor, layout: Layout) -> tuple[Ten
     assert layout.matrix is not None
     matrix = product.reshape(-1).index_select(0, layout.matrix)
     return matrix, None if layout.bias is None else grad.sum(0).index_select(0, layout.bias)
+
+
+def _on_gpu(grad: Tensor, inputs: Tensor, layout: Layout) -> tuple[Tensor | None, Tensor | None]:
+    from gossamer.tunable.sampled_triton import entries, faster  # triton is not everywhere
+
+    a, b = (inputs, grad) if layout.turned else (grad, inputs)
+    assert layout.matrix is not None
+    if not faster(a, b, layout.matrix, lambda: dense_then_gather(grad, inputs, layout._replace(bias=None))[0]):
+        return dense_then_gather(grad, inputs, layout)
+    bias = None if layout.bias is None else grad.sum(0).index_select(0, layout.bias)
+    return entries(a, b, layout.matrix), bias
 
 
 def build() -> str:
