@@ -5,12 +5,13 @@ READY := .venv/.ready
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test check bench docs clean
 help:
 	@echo "make demo    install, then fine-tune MiniLM on text that every machine has (about five minutes)"
 	@echo "make test    install, then run the tests"
 	@echo "make check   ruff, pyright, import floors"
 	@echo "make bench   speed, memory and file size, as ratios of one run"
+	@echo "make docs    the documentation site, in docs/_build"
 
 setup: $(READY)
 
@@ -35,5 +36,10 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks
 
+docs: $(READY)
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[docs]'
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
+	@echo "open docs/_build/index.html"
+
 clean:
-	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build docs/_build dist .pytest_cache .ruff_cache .hypothesis

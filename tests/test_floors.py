@@ -20,7 +20,10 @@ FLOORS = [
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 LEAN = {"delta", "select", "tunable"}  # rooms that need nothing but these
 LEAN_IMPORTS = {"torch", "numpy", "safetensors", "gossamer", "__future__", *sys.stdlib_module_names}
-LAZY = {"tunable/lora.py": {"peft"}, "tunable/sampled_triton.py": {"triton"}}  # files imported when asked for, that import these
+LAZY = {
+    "tunable/lora.py": {"peft"},
+    "tunable/sampled_triton.py": {"triton"},
+}  # files imported when asked for, that import these
 FACE = SRC / "gossamer" / "__init__.py"  # the public names; above everything, imported by nothing inside
 FILES = sorted(set((SRC / "gossamer").rglob("*.py")) - {FACE})
 
