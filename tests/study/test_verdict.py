@@ -110,9 +110,11 @@ def test_tasks_are_averaged_and_a_seed_that_lacks_one_does_not_count() -> None:
 def test_reduced_over_rates() -> None:
     cells = []
     for i, rate in enumerate(["x0.3", "x1", "x3"]):
-        cells += sides(
-            [0.5 + 0.01 * i * (1 + s) for s in range(4)], [0.5 + 0.2 * i + 0.01 * i * s for s in range(4)], rate=rate
+        small, large = (
+            [0.5 + 0.01 * i * (1 + s) for s in range(4)],
+            [0.5 + 0.2 * i + 0.01 * i * s * s for s in range(4)],
         )
+        cells += sides(small, large, rate=rate)  # type: ignore[arg-type]
     compare = {**BEATS, "better": "smaller", "reduce": {"axis": "rate", "by": "sd"}}
     found = judge(study(compare), cells)
     assert found and found.word == "holds"

@@ -67,6 +67,10 @@ EXAMPLES = {
         "gossamer study table study.yaml --out found",
         "gossamer study table study.yaml --out found --profile full --json",
     ),
+    "study report": (
+        "gossamer study report study.yaml --out found",
+        "gossamer study report study.yaml --out found --profile full --html page.html --json",
+    ),
     "prime": (
         "gossamer prime --base minilm --method pfeiffer --source a=train.csv --source b=dev.csv --inner-steps 1 --support 8 "
         "--query 8 --steps 2 --out primed --force",

@@ -59,7 +59,13 @@ def work(given: Job, progress: Progress | None = None) -> Cell:
             seconds, cpu = time.monotonic() - clock, time.process_time() - began
         values = {**{name: float(value) for name, value in found.values.items()}, "seconds": round(seconds, 3),
                   "cpu_seconds": round(cpu, 3)}  # fmt: skip
-        return {**found.facts, "values": values, "lists": found.lists, "memory": peak.nbytes, "memory_how": peak.how}
+        return {
+            **found.facts,
+            "values": values,
+            "lists": dict(found.lists),
+            "memory": peak.nbytes,
+            "memory_how": peak.how,
+        }
 
     made = attempt(record, measured)
     if "error" in made:  # which folder of this machine it was, is nobody's business

@@ -30,8 +30,8 @@ def run(
 ) -> None:
     """Run what a study's folder lacks; stop, kill and go on at any time, with the same command.
 
-    A cell is a pure function of its configuration, kept in OUT/cells.jsonl under the hash of all that decides it. Every mistake of
-    the file is said before anything starts. One runner a folder: a second one is refused.
+    A cell is a pure function of its configuration, kept in OUT/cells.jsonl under the hash of all that decides it. Every
+    mistake of the file is said before anything starts. One runner a folder: a second one is refused.
 
     Parameters
     ----------

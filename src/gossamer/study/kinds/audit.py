@@ -1,7 +1,7 @@
 """audit: how many entries really change, of the base padded with what a method adds (Fu et al. 2023).
 
-share   entries of the padded base that differ / all of them. A low-rank change is thought of as its two factors, which pad
-        the base by r · (inputs + outputs) entries, and an added module as its weights; their products change no entry of the base.
+share   entries of the padded base that differ / all of them. A low-rank change is thought of as its two factors, which pad the
+        base by r · (inputs + outputs) entries, and an added module as its weights; neither changes an entry of the base itself.
 beyond  entries of weights without low-rank changes that differ and that the delta does not store: 0, or the file lies
 """
 

@@ -8,18 +8,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from gossamer.errors import BadPlan
 from gossamer.train.config import FitConfig
 
 
-class Facts(NamedTuple):
+@dataclass(frozen=True)
+class Facts:
     """What a cell found. `values`: name → number; `lists`: name → numbers in a row, for curves; `facts`: the rest, plain."""
 
-    values: dict[str, float]
-    lists: dict[str, list[float]] = {}
-    facts: dict[str, Any] = {}
+    values: Mapping[str, float]
+    lists: Mapping[str, list[float]] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

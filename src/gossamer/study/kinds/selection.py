@@ -1,4 +1,4 @@
-"""selection: what projecting onto a newly chosen support does to the loss, and how alike successive supports are (Fu et al. 2023).
+"""selection: what projecting onto a newly chosen support does to the loss, and how alike such supports are (Fu et al. 2023).
 
 By turns: `every` steps of dense training at the rate of the method's first phase, then the k entries that moved furthest are
 chosen and the others go back (`child-pruning` without its last phase; see `analyze.selection`). The first projection is left out.
@@ -11,6 +11,7 @@ jaccard  mean of each support with the one before it; `chance`: of as many entri
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from statistics import fmean
 
 import torch
@@ -70,7 +71,7 @@ def measure(ask: Ask) -> Facts:
         loss=lambda state: bench.loss(state, train[:examples]), rounds=rounds,
     )  # fmt: skip
     found = discontinuity(trace)
-    gain = fmean(one.after - two.before for one, two in zip(trace, trace[1:], strict=False))
+    gain = fmean(one.after - two.before for one, two in pairwise(trace))
     jump = fmean(found.jumps)
     shared = k * k / m
     values = {"jump": jump, "jump_abs": found.mean, "gain": gain, "jaccard": fmean(found.jaccard),
