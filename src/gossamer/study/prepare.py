@@ -102,7 +102,7 @@ def prepare(study: Study, found: Sequence[Combination], data: Path, cells: Mappi
         checked.add(key)
         parts = tables[key[1]]
         try:
-            few = {**parts, "train": subset(parts["train"], key[2])}
+            few = {**parts, "train": subset(parts["train"], one.of.train_limit)}
             task = plan_task(one.of.task, few["train"], **one.of.task_settings())
             if study.grid.tune and task.metric in task.falling:
                 raise BadPlan(f"tuning needs a metric that grows, and {task.metric} is better when smaller")
@@ -124,7 +124,8 @@ def _tables(found: Sequence[Combination], data: Path, known: Known, mistakes: li
     tables: dict[str, dict[str, Table]] = {}
     bad: set[str] = set()
     for one in found:
-        task, limit, config = one.axes["task"], one.axes["size"], next(iter(one.rates.values()))
+        task, config = one.axes["task"], next(iter(one.rates.values()))
+        limit, key = config.train_limit, f"{task}@{one.axes['size']}"
         if task not in tables and task not in bad:
             parts: dict[str, Table] = {}
             for part, source in (("train", config.train), ("eval", config.eval), ("test", one.test)):
@@ -140,8 +141,8 @@ def _tables(found: Sequence[Combination], data: Path, known: Known, mistakes: li
         parts, there = tables[task], size(tables[task]["train"])
         if limit is not None and not 1 <= limit <= there:
             mistakes.append(f"cell {title(one.axes)}: size={limit}, and {task} has {there:,} examples to train on")
-        elif f"{task}@{limit}" not in known.data:
-            known.data[f"{task}@{limit}"] = digest(subset(parts["train"], limit), parts.get("eval"), parts.get("test"))
+        elif key not in known.data:
+            known.data[key] = digest(subset(parts["train"], limit), parts.get("eval"), parts.get("test"))
     return {task: parts for task, parts in tables.items() if task not in bad}
 
 

@@ -52,7 +52,7 @@ class Grid(_Strict):
     density: Annotated[list[float | None], BeforeValidator(lambda v: v if isinstance(v, list) else [v])] = [None]
     rate: _Listed | None = None
     tune: _Listed | None = None
-    size: Annotated[list[int | None], BeforeValidator(lambda v: v if isinstance(v, list) else [v])] = [None]
+    size: Annotated[list[int | Literal["all"]], BeforeValidator(lambda v: v if isinstance(v, list) else [v])] = ["all"]
     seed: int | list[int] = 3
 
     @property

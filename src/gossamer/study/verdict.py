@@ -152,8 +152,10 @@ def describe(compare: Compare, metric: str) -> str:
 
 
 def matches(axes: Axes, at: Axes, but: str) -> bool:
-    """Whether a cell lies at a place; an axis that means nothing to it says nothing against it."""
-    return all(axis == but or axes[axis] is None or axes[axis] == value for axis, value in at.items())
+    """Whether a cell lies at a place; a density, where it means nothing to a method, says nothing against it."""
+    return all(
+        axis == but or axes[axis] == value or (axis == "density" and axes[axis] is None) for axis, value in at.items()
+    )
 
 
 def _side(compare: Compare, metric: str, cells: Sequence[Wanted], value: Any) -> dict[int, float]:

@@ -198,7 +198,7 @@ def _config(study: Study, entry: Entry, axes: Axes, rate: float) -> FitConfig:
     if not entry.row.counted:
         told = {name: value for name, value in told.items() if name not in ("k", "match")}
     flags = {**told, "base": axes["base"], "method": entry.row.name, "options": entry.options, "density": axes["density"],
-             "lr": rate, "seed": study.grid.seeds[0], "train_limit": axes["size"], "out": _OUT, "force": True,
+             "lr": rate, "seed": study.grid.seeds[0], "train_limit": None if axes["size"] == "all" else axes["size"], "out": _OUT, "force": True,
              **entry.settings}  # fmt: skip
     return gather(None, flags)
 

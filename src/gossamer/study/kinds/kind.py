@@ -53,6 +53,7 @@ KINDS = (
          {"texts": "", "sentences": 500, "tokens": 2000}, ("texts",)),
     Kind("selection", "loss jump and Jaccard where training is projected on a newly chosen support", "jump",
          {"rounds": 4, "examples": 256}),
+    Kind("stream", "whether a task's answers stay the same bits as another task is learned", "changed", {"then": ""}, ("then",)),
 )  # fmt: skip
 
 

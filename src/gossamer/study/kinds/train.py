@@ -3,7 +3,7 @@
 score     of the test data, of the held-out data where there are none; `majority`: a trivial answer's
 gap       training score − score, over the first `train_examples` of training (0: not measured); with `losses` also
 loss_gap  loss − training loss
-norm      of the change of the base, ‖δ‖₂
+norm      of the change of the base, ‖δ‖₂, where no modules are added; `gap_per_norm`: gap / norm
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ def measure(ask: Ask) -> Facts:
         values["train_score"] = bench.score(delta, of_train)[metric]
         sign = -1 if metric in bench.task.falling else 1
         values["gap"] = sign * (values["train_score"] - values["score"])
+        if values.get("norm"):
+            values["gap_per_norm"] = values["gap"] / values["norm"]
         if ask.measure["losses"]:
             values |= {"loss": bench.loss(delta, examples), "train_loss": bench.loss(delta, of_train)}
             values["loss_gap"] = values["loss"] - values["train_loss"]
