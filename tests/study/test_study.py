@@ -243,8 +243,8 @@ def test_every_mistake_of_a_file_at_once(place: Path, tmp_path: Path) -> None:
         compare={"axis": "density", "subject": 0.3, "control": 0.1, "at": {"size": 9}},
     )  # fmt: skip
     said = says(file, place, tmp_path / "out")
-    parts = """extra is no section|claim.words: is missing|grid.rat: is no setting|unknown kind 'magic'|'wand'|r=0|fixed.lr: the grid
-        tasks.far.train='/etc/x.jsonl'|tasks.less: train is missing|'../y.csv'|tasks.less.seed|of them toy, far, less have none
+    parts = """extra is no section|claim.words: is missing|grid.rat: is no setting|unknown kind 'magic'|'wand'|r=0
+        fixed.lr: the grid|tasks.far.train='/etc/x.jsonl'|tasks.less: train is missing|'../y.csv'|tasks.less.seed|of them toy, far, less have none
         0.3 is not on the axis density|compare.at: size=9|1 seed gives none|task=toy method=random density=2.0
         nothing is no setting"""
     for part in parts.replace("\n", "|").split("|"):

@@ -17,8 +17,8 @@ from gossamer.study.wanted import Planned, title
 
 MEANING = (
     "“A beats B” holds if the 95 % t-interval of the paired difference lies above 0; it does not if it lies below the smallest "
-    "difference that is claimed; else it cannot be told, and the difference that could have been seen is given. “Not worse” is the "
-    "same rule with a margin; “in every cell” is of numbers in which there is no chance. Several comparisons must all hold."
+    "difference that is claimed; else it cannot be told, and the difference that could have been seen is given. “Not worse” is "
+    "the same rule with a margin; “in every cell” is of numbers in which there is no chance. Several comparisons must all hold."
 )
 
 

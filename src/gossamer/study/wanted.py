@@ -197,9 +197,10 @@ def _config(study: Study, entry: Entry, axes: Axes, rate: float) -> FitConfig:
     told = {n: v for n, v in {**study.fixed, **study.tasks[axes["task"]]}.items() if n not in {*_OWN, "test"}}
     if not entry.row.counted:
         told = {name: value for name, value in told.items() if name not in ("k", "match")}
+    size = axes["size"]
     flags = {**told, "base": axes["base"], "method": entry.row.name, "options": entry.options, "density": axes["density"],
-             "lr": rate, "seed": study.grid.seeds[0], "train_limit": None if axes["size"] == "all" else axes["size"], "out": _OUT, "force": True,
-             **entry.settings}  # fmt: skip
+             "lr": rate, "seed": study.grid.seeds[0], "train_limit": None if size == "all" else size, "out": _OUT,
+             "force": True, **entry.settings}  # fmt: skip
     return gather(None, flags)
 
 

@@ -34,9 +34,8 @@ def measure(ask: Ask) -> Facts:
     with applied(bench.model, load(out), head=False):
         pass
     after = bench.run(found.delta, examples)
-    changed = sum(
-        not np.array_equal(np.asarray(a), np.asarray(b), equal_nan=True) for a, b in zip(before, after, strict=True)
-    )
+    pairs = zip(before, after, strict=True)
+    changed = sum(not np.array_equal(np.asarray(a), np.asarray(b), equal_nan=True) for a, b in pairs)
     moved = sum(int((p.detach() != weights[name]).sum()) for name, p in base_parameters(bench.model).items())
     values = {**sizes(found), "changed": changed, "base_changed": moved, "examples": len(examples)}
     return Facts(values, facts={"metric": bench.task.metric})
