@@ -62,8 +62,9 @@ def _overhead(folder: Path, seeds: int, steps: int) -> list[Figure]:
 
 def _table(folder: Path, places: int) -> list[Figure]:
     tasks = {f"t{i}": {"train": f"t{i}.jsonl"} for i in range(places // 50)}
+    compare = {"subject": "fisher", "control": "random"}
     file = _file(folder, tasks, seed=10, method=["random", "magnitude", "gradient", "fisher", "lt-sft"], fixed={},
-                 density=[0.001, 0.005], size=[100, 200, 300, 400, 500], compare={"subject": "fisher", "control": "random"})  # fmt: skip
+                 density=[0.001, 0.005], size=[100, 200, 300, 400, 500], compare=compare)  # fmt: skip
     study, found = opened(file)
     known = Known("0", {f"{t}@{n}": t for t in tasks for n in study.grid.size}, {f"minilm@{t}": "b" for t in tasks})
     out = folder / "many"

@@ -21,12 +21,13 @@ from gossamer.study.prepare import opened
 from gossamer.study.run import run
 from gossamer.study.tabulate import gathered, status, tabulated
 from gossamer.study.wanted import Planned
-from tests.tiny import task_directory
+from tests.tiny import rows, task_directory
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = task_directory(tmp_path_factory.mktemp("study"))
+    (folder / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(16, 5, pair=True)))
     (folder / "texts.txt").write_text("w1 w2 w3 w4\nw5 w6 w7 w8 w9\n" * 10)
     return folder
 
@@ -101,14 +102,16 @@ def test_a_whole_study_and_that_nothing_runs_twice(place: Path, tmp_path: Path) 
     assert [job.axes["seed"] for job in asked] == [2, 2], "another seed runs only its own cells"
 
 
-@pytest.mark.parametrize("kind", ["storage", "audit", "forgetting", "selection"])
+@pytest.mark.parametrize("kind", ["storage", "audit", "forgetting", "selection", "stream"])
 def test_every_other_kind(place: Path, tmp_path: Path, kind: str) -> None:
     measure = {"forgetting": {"texts": "texts.txt", "tokens": 50}, "selection": {"rounds": 3, "examples": 16}}.get(
         kind, {}
     )
-    methods = {"selection": ["child-pruning:every=2"], "audit": ["random", "lora", "pfeiffer", "full"]}.get(
-        kind, ["random"]
-    )
+    methods = {
+        "selection": ["child-pruning:every=2"],
+        "audit": ["random", "lora", "pfeiffer", "full"],
+        "stream": ["random", "pfeiffer"],
+    }.get(kind, ["random"])
     grid = {"base": [str(place / "base")], "method": methods, "density": 0.02, "seed": 1}
     fixed = {"steps": 3, "batch_size": 8}  # the first step of a warmup changes nothing
     file = written(place, tmp_path / "s.yaml", kind=kind, grid=grid, measure=measure, fixed=fixed)
@@ -126,6 +129,8 @@ def test_every_other_kind(place: Path, tmp_path: Path, kind: str) -> None:
     if kind == "selection":
         found = values["child-pruning:every=2"]
         assert 0 <= found["jaccard"] <= 1 and found["jump_abs"] >= abs(found["jump"])
+    if kind == "stream":
+        assert all(v["changed"] == v["base_changed"] == 0 for v in values.values())
     if kind == "storage":
         assert values["random"]["share"] > 0.1
 
@@ -244,7 +249,8 @@ def test_every_mistake_of_a_file_at_once(place: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     said = says(file, place, tmp_path / "out")
     parts = """extra is no section|claim.words: is missing|grid.rat: is no setting|unknown kind 'magic'|'wand'|r=0
-        fixed.lr: the grid|tasks.far.train='/etc/x.jsonl'|tasks.less: train is missing|'../y.csv'|tasks.less.seed|of them toy, far, less have none
+        fixed.lr: the grid|tasks.far.train='/etc/x.jsonl'|tasks.less: train is missing|'../y.csv'
+        tasks.less.seed|of them toy, far, less have none
         0.3 is not on the axis density|compare.at: size=9|1 seed gives none|task=toy method=random density=2.0
         nothing is no setting"""
     for part in parts.replace("\n", "|").split("|"):

@@ -19,8 +19,8 @@ from tests.tiny import task_directory
 def jobs(place: Path, count: int) -> list[Job]:
     made = []
     for seed in range(count):
-        config = FitConfig(base=str(place / "base"), train="train.jsonl", out=Path("x.safetensors"), method="random", density=0.02,
-                           steps=2, seed=seed, force=True)  # fmt: skip
+        config = FitConfig(base=str(place / "base"), train="train.jsonl", out=Path("x.safetensors"), method="random",
+                           density=0.02, steps=2, seed=seed, force=True)  # fmt: skip
         measure = {"train_examples": 0, "losses": False}
         made.append(
             Job(

@@ -57,7 +57,7 @@ EXAMPLES = {
     ),
     "study run": (
         "gossamer study run study.yaml --data . --out found",
-        "gossamer study run study.yaml --data . --out found --profile full --jobs 2 --retry-failed",
+        "gossamer study run study.yaml --data . --out found --profile full --retry-failed",
     ),
     "study status": (
         "gossamer study status study.yaml --out found",

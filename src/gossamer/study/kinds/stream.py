@@ -8,6 +8,8 @@ changed  test examples whose outputs differ in any bit; `base_changed`: weights 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from gossamer.delta.apply import applied
@@ -28,8 +30,10 @@ def measure(ask: Ask) -> Facts:
     before = bench.run(found.delta, examples)
     weights = {name: p.detach().clone() for name, p in base_parameters(bench.model).items()}
     out = ask.config.out.with_name("then.safetensors")
-    plain = {"train": ask.measure["then"], "eval": None, "out": out, "fields": None, "label": None, "labels": None, "metric": None,
-             "columns": {}, "task_options": {}}  # fmt: skip
+    plain: dict[str, Any] = dict.fromkeys(
+        ("eval", "fields", "label", "labels", "metric"), None
+    )  # columns are found from the data
+    plain |= {"train": ask.measure["then"], "out": out, "columns": {}, "task_options": {}}
     run_fit(ask.config.model_copy(update=plain), progress=ask.progress)
     with applied(bench.model, load(out), head=False):
         pass
