@@ -104,9 +104,8 @@ def test_a_whole_study_and_that_nothing_runs_twice(place: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("kind", ["storage", "audit", "forgetting", "selection", "stream"])
 def test_every_other_kind(place: Path, tmp_path: Path, kind: str) -> None:
-    measure = {"forgetting": {"texts": "texts.txt", "tokens": 50}, "selection": {"rounds": 3, "examples": 16}}.get(
-        kind, {}
-    )
+    measure = {"forgetting": {"texts": "texts.txt", "tokens": 50}, "selection": {"rounds": 3, "examples": 16},
+               "stream": {"then": "other.jsonl"}}.get(kind, {})  # fmt: skip
     methods = {
         "selection": ["child-pruning:every=2"],
         "audit": ["random", "lora", "pfeiffer", "full"],

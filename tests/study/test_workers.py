@@ -49,16 +49,20 @@ def test_a_worker_that_dies_takes_its_own_cell_only(tmp_path: Path) -> None:
 
 
 def test_ray(tmp_path: Path) -> None:
-    pytest.importorskip("ray")
+    ray = pytest.importorskip("ray")
     place = task_directory(tmp_path)
-    way = partial(on_ray, address=None, cpus=1, began=lambda job: None)
-    found = {job.cell: cell for job, cell in way(jobs(place, 2))}
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    try:
+        way = partial(on_ray, address=None, cpus=2, began=lambda job: None)
+        found = {job.cell: cell for job, cell in way(jobs(place, 2))}
+        with pytest.raises(BadPlan, match="no machine of the cluster has that many cores"):
+            list(on_ray(jobs(place, 1), address=None, cpus=10_000, began=lambda job: None))
+    finally:
+        ray.shutdown()
     alone = {job.cell: work(job) for job in jobs(place, 2)}
     for name, cell in found.items():
         assert "error" not in cell, cell
         assert cell["values"]["score"] == alone[name]["values"]["score"]
-    with pytest.raises(BadPlan, match="no machine of the cluster has that many cores"):
-        list(on_ray(jobs(place, 1), address=None, cpus=10_000, began=lambda job: None))
 
 
 def test_without_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
