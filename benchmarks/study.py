@@ -66,7 +66,9 @@ def _table(folder: Path, places: int) -> list[Figure]:
     file = _file(folder, tasks, seed=10, method=["random", "magnitude", "gradient", "fisher", "lt-sft"], fixed={},
                  density=[0.001, 0.005], size=[100, 200, 300, 400, 500], compare=compare)  # fmt: skip
     study, found = opened(file)
-    known = Known("0", {f"{t}@{n}": t for t in tasks for n in study.grid.size}, {f"minilm@{t}": "b" for t in tasks})
+    known = Known(
+        "0", {f"{t}@{n}": f"{t}@{n}" for t in tasks for n in study.grid.size}, {f"minilm@{t}": "b" for t in tasks}
+    )
     out = folder / "many"
     out.mkdir()
     (out / "known.json").write_text(json.dumps(asdict(known)))

@@ -30,7 +30,7 @@ def on_ray(
         BadPlan: no ray, no cluster at the address, or none of its machines has what a cell asks for.
     """
     try:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise BadPlan(
             "--ray needs ray, which is not installed; install it with: pip install 'gossamer[cluster]'"

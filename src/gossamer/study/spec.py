@@ -222,7 +222,9 @@ def _checked(study: Study) -> list[str]:
     found += [f"grid.task: there is no task {name!r}; the tasks are {', '.join(study.tasks)}" for name in tasks
               if name not in study.tasks]  # fmt: skip
     if grid.tune and (blind := [name for name in tasks if "eval" not in study.tasks.get(name, {"eval": ""})]):
-        found.append(f"grid.tune chooses by held-out data, and of them {', '.join(blind)} have none; give them eval")
+        found.append(
+            f"grid.tune chooses by held-out data, and of them {', '.join(map(str, blind))} have none; give them eval"
+        )
     values = {"base": grid.base, "task": tasks, "method": grid.method, "density": grid.density, "size": grid.size,
               "rate": grid.rate or (["tuned"] if grid.tune else ["x1"]), "seed": seeds}  # fmt: skip
     for axis in AXES:
