@@ -13,6 +13,7 @@ from typing import Protocol
 
 from gossamer.study.job import Job, job
 from gossamer.study.ledger import Cell, Ledger
+from gossamer.study.memory import settled_memory
 from gossamer.study.prepare import prepare, save_known
 from gossamer.study.spec import Study
 from gossamer.study.wanted import Combination, Planned, planned, unfinished
@@ -53,7 +54,7 @@ def run(
     ledger = Ledger(out / LEDGER).look()
     known = prepare(study, found, data, ledger.cells)
     ledger = Ledger(out / LEDGER)
-    with ledger.open():
+    with ledger.open(), settled_memory():
         save_known(out, known)
         scratch = out / "running"
         shutil.rmtree(scratch, ignore_errors=True)  # of runs that were killed

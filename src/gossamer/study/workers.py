@@ -15,6 +15,7 @@ from typing import Any
 
 from gossamer.study.job import Job, died, work
 from gossamer.study.ledger import Cell
+from gossamer.study.memory import settled_memory
 from gossamer.train.callback import Progress
 
 Done = tuple[Job, Cell]
@@ -93,12 +94,13 @@ def _serve(pipe: Connection, threads: int) -> None:
     threading.Thread(target=_follow, daemon=True).start()
     torch.set_num_threads(threads)
     hush()
-    while True:
-        try:
-            job = pipe.recv()
-        except EOFError:
-            return
-        pipe.send(work(job))
+    with settled_memory():
+        while True:
+            try:
+                job = pipe.recv()
+            except EOFError:
+                return
+            pipe.send(work(job))
 
 
 def _follow() -> None:
