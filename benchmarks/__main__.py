@@ -24,6 +24,7 @@ from benchmarks import (
     startup,
     state,
     step,
+    study,
     tasks,
     topk,
 )
@@ -31,7 +32,7 @@ from benchmarks.common import Figure, setting, table, write
 
 TOPICS = {"step": step, "kernel": kernel, "memory": memory, "state": state, "scaling": scaling, "file": file, "apply": apply,
           "topk": topk, "selection": selection, "startup": startup, "lt_sft": lt_sft, "scale": scale, "tasks": tasks,
-          "parse": parse, "compose": compose, "diff": diff,
+          "parse": parse, "compose": compose, "diff": diff, "study": study,
           "peft": peft}  # fmt: skip
 
 

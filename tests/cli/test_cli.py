@@ -30,6 +30,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "recipe.yaml").write_text(
         f"base: {folder}/base\ntrain: train.csv\neval: dev.csv\nmethod: lt-sft\ndensity: 0.02\nsteps: 2\noptions: {{l1: 0.1}}\n"
     )
+    (folder / "study.yaml").write_text(
+        "claim: {id: C0, words: made up}\ntasks: {toy: {train: train.csv, test: dev.csv}}\n"
+        "grid: {base: [base], method: [random, bitfit], density: 0.02, size: 16, seed: 3}\nfixed: {steps: 1}\n"
+        "compare: {subject: random, control: bitfit}\nprofiles: {quick: {grid: {seed: 2}}, full: {}}\n"
+    )
     return folder
 
 

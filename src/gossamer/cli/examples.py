@@ -1,6 +1,9 @@
 """Two examples a verb, shown at the end of its help; tests run every one of them. Verbs of two words lie in a group."""
 
-GROUPS = {"analyze": "Ask what deltas are to one another and to their base."}
+GROUPS = {
+    "analyze": "Ask what deltas are to one another and to their base.",
+    "study": "Test a claim: a grid of runs from a YAML file, its tables, its verdict, its report.",
+}
 
 EXAMPLES = {
     "fit": (
@@ -51,6 +54,22 @@ EXAMPLES = {
     "analyze forgetting": (
         "gossamer analyze forgetting mine.safetensors second.safetensors --data dev.csv --fields text_a",
         "gossamer analyze forgetting mine.safetensors --data dev.csv --fields text_a --tokens 500 --plot forgetting.png --json",
+    ),
+    "study run": (
+        "gossamer study run study.yaml --data . --out found",
+        "gossamer study run study.yaml --data . --out found --profile full --retry-failed",
+    ),
+    "study status": (
+        "gossamer study status study.yaml --out found",
+        "gossamer study status study.yaml --out found --profile full --json",
+    ),
+    "study table": (
+        "gossamer study table study.yaml --out found",
+        "gossamer study table study.yaml --out found --profile full --json",
+    ),
+    "study report": (
+        "gossamer study report study.yaml --out found",
+        "gossamer study report study.yaml --out found --profile full --html page.html --json",
     ),
     "prime": (
         "gossamer prime --base minilm --method pfeiffer --source a=train.csv --source b=dev.csv --inner-steps 1 --support 8 "

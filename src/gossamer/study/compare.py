@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from gossamer.delta.apply import Stack
 from gossamer.errors import BadPlan
-from gossamer.study.cell import digest, name, run_cell
+from gossamer.study.cell import base_digest, digest, name, run_cell
 from gossamer.study.grid import Entry
 from gossamer.study.ledger import Cell, Ledger
 from gossamer.study.settings import Plan
@@ -26,7 +25,7 @@ from gossamer.tasks.task import plan_task
 from gossamer.train.bench import Bench
 from gossamer.train.callback import Progress
 from gossamer.train.match import matched
-from gossamer.train.plan import budget
+from gossamer.train.plan import Method, budget
 from gossamer.train.tune import count
 
 
@@ -85,8 +84,7 @@ def compare(planned: Plan, *, keep: bool = False, watch: Watch | None = None) ->
         of = planned.config(entry, 1.0, 0)
         budget(entry.row, count(bench.model, bench.head), of.density, of.k, of.match,
                partial(matched, bench.model, head=bench.head))  # fmt: skip
-    weights = [(n, sorted(record.digests.items())) for n, record in Stack.over(bench.model).identity().items()]
-    base = digest(weights, sorted(bench.tokenizer.get_vocab().items()))
+    base = base_digest(bench)
     split = "test" if test is not None else "eval"
     baseline, metric, data = task.baseline(encoded[split])[task.metric], task.metric, digest(train, held, test)
     examples = {part: len(found) for part, found in encoded.items()}
@@ -116,7 +114,7 @@ def compare(planned: Plan, *, keep: bool = False, watch: Watch | None = None) ->
             watch.start(len(planned.entries) * (trials_each + len(seeds) - 1))
         for entry in planned.entries:
             trials = {rate: get(entry, rate, seeds[0]) for rate in planned.rates.of(entry.row)}
-            rate = _best(entry, trials, metric)
+            rate = best_rate(entry.row, trials, metric)
             if rate is None:
                 if watch:
                     watch.skip(len(seeds) - 1)
@@ -128,8 +126,8 @@ def compare(planned: Plan, *, keep: bool = False, watch: Watch | None = None) ->
                       list(planned.notes))  # fmt: skip
 
 
-def _best(entry: Entry, trials: Mapping[float, Cell], metric: str) -> float | None:
+def best_rate(row: Method, trials: Mapping[float, Cell], metric: str) -> float | None:
     """The rate with the best evaluation score; among equals the one nearest to the row's default, then the smaller."""
-    usual = entry.row.fits[-1].lr
+    usual = row.fits[-1].lr
     good = [rate for rate, cell in trials.items() if "error" not in cell]
     return min(good, key=lambda r: (-trials[r]["eval"][metric], abs(math.log(r / usual)), r), default=None)

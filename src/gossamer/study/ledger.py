@@ -36,6 +36,12 @@ class Ledger:
         finally:
             os.close(self._file)  # and with it the lock
 
+    def look(self) -> Ledger:
+        """Reads what is there, also while another process writes."""
+        if self.path.is_file():
+            self._read()
+        return self
+
     def append(self, cell: Cell) -> None:
         """Adds a cell, durably."""
         line = json.dumps(cell, ensure_ascii=False, allow_nan=False) + "\n"

@@ -63,7 +63,7 @@ def score_table(facts: Facts) -> Rows:
         columns += [f"minus {other} [95 %]", f"beats {other}?"]
     rows = [["majority baseline", f"{facts['majority']:.4f}", "", "", *[""] * (2 * len(present))]]
     for row in facts["methods"]:
-        line = [row["method"], _number(row["mean"]), _number(row["sd"]), str(row["n"])]
+        line = [row["method"], decimal(row["mean"]), decimal(row["sd"]), str(row["n"])]
         for other in present:
             line += _difference(row["against"].get(other))
         rows.append(line)
@@ -74,8 +74,8 @@ def cost_table(facts: Facts) -> Rows:
     """What each method trains, stores and takes: rate, weights, file, time (of the clock, of all threads), memory."""
     rows = [
         [row["method"], "failed" if row["rate"] is None else f"{row['rate']:g}",
-         "" if row["weights"] is None else f"{row['weights']:,.0f}", _mega(row["bytes"]),
-         *("" if row[name] is None else f"{row[name]:.1f}" for name in ("seconds", "cpu_seconds")), _mega(row["memory"])]
+         "" if row["weights"] is None else f"{row['weights']:,.0f}", mega(row["bytes"]),
+         *("" if row[name] is None else f"{row[name]:.1f}" for name in ("seconds", "cpu_seconds")), mega(row["memory"])]
         for row in facts["methods"]
     ]  # fmt: skip
     return ["method", "tuned rate", "trained weights", "file, MB", "seconds", "CPU seconds", "peak memory, MB"], rows
@@ -83,7 +83,7 @@ def cost_table(facts: Facts) -> Rows:
 
 def markdown(facts: Facts) -> str:
     """Both tables and the notes."""
-    parts = [title(facts), *(_markdown(*made(facts)) for made in (score_table, cost_table))]
+    parts = [title(facts), *(markdown_table(*made(facts)) for made in (score_table, cost_table))]
     notes = [*facts["notes"], *(f"failed: {error}" for row in facts["methods"] for error in row["errors"])]
     return "\n\n".join([*parts, "\n".join(f"* {note}" for note in notes)]) + "\n"
 
@@ -168,11 +168,11 @@ def _mean(values: Any) -> float | None:
     return fmean(found) if found else None
 
 
-def _number(value: float | None) -> str:
+def decimal(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _mega(nbytes: float | None) -> str:
+def mega(nbytes: float | None) -> str:
     return "" if nbytes is None else f"{nbytes / 1e6:.3g}" if nbytes < 1e8 else f"{nbytes / 1e6:,.0f}"
 
 
@@ -187,7 +187,7 @@ def _difference(difference: Facts | None) -> list[str]:
     return [f"{mean} [{difference['low']:+.4f}, {difference['high']:+.4f}]", verdict]
 
 
-def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     line = lambda cells: "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"  # noqa: E731
     rule = "|---|" + "---:|" * (len(columns) - 1)
     return "\n".join([line(columns), rule, *(line(row) for row in rows)])

@@ -1,0 +1,81 @@
+"""Kinds of cells are rows: a name, the file whose `measure` makes the numbers, its options, and the number that decides.
+
+To add one, add a row here and a file beside it with ``measure(ask) -> Facts``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gossamer.errors import BadPlan
+from gossamer.train.config import FitConfig
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a cell found. `values`: name → number; `lists`: name → numbers in a row, for curves; `facts`: the rest, plain."""
+
+    values: Mapping[str, float]
+    lists: Mapping[str, list[float]] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a cell is asked. `config` says what is trained, its `out` lies in a folder of the cell's own."""
+
+    config: FitConfig
+    test: str | None
+    measure: Mapping[str, Any]
+    progress: Any = None
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One row. `options` are those of the kind with their defaults; those named in `files` are paths below --data."""
+
+    name: str
+    line: str
+    metric: str
+    options: dict[str, Any] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
+
+
+KINDS = (
+    Kind("train", "scores, majority baseline, gap to the training score, norm, size, time and memory", "score",
+         {"train_examples": 0, "losses": False}),
+    Kind("storage", "bytes of one base with N deltas against N models", "share", {"models": 10}),
+    Kind("audit", "entries of the padded base that really change", "share"),
+    Kind("forgetting", "RSA and CKA of the states with the base's, layer by layer", "rsa",
+         {"texts": "", "sentences": 500, "tokens": 2000}, ("texts",)),
+    Kind("selection", "loss jump and Jaccard where training is projected on a newly chosen support", "jump",
+         {"rounds": 4, "examples": 256}),
+    Kind("stream", "whether a task's answers stay the same bits as another task is learned", "changed", {"then": ""}, ("then",)),
+)  # fmt: skip
+
+
+def kind_of(name: str) -> Kind:
+    """The row of a kind. Raises BadPlan, listing the names, when there is none."""
+    rows = {row.name: row for row in KINDS}
+    if name not in rows:
+        raise BadPlan(f"unknown kind {name!r}; expected one of {', '.join(rows)}")
+    return rows[name]
+
+
+def settled(row: Kind, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A kind's options with those given. Raises BadPlan, with every mistake, for options that it lacks or of another kind."""
+    wrong = [f"kind {row.name} has no option {name!r}; it takes {', '.join(row.options) or 'none'}"
+             for name in given if name not in row.options]  # fmt: skip
+    for name, default in row.options.items():
+        value = given.get(name, default)
+        if type(value) is not type(default) or (type(value) is int and value < 0):
+            expected = {bool: "true or false", int: "a whole number, 0 or more", str: "a path below --data"}
+            wrong.append(f"measure.{name}={value!r}: expected {expected[type(default)]}")
+        elif name in row.files and (not value or Path(str(value)).is_absolute()):
+            wrong.append(f"measure.{name}={value!r}: expected a path below --data")
+    if wrong:
+        raise BadPlan("; ".join(wrong))
+    return {**row.options, **given}
