@@ -18,6 +18,7 @@ from benchmarks import (
     memory,
     parse,
     peft,
+    prime,
     scale,
     scaling,
     selection,
@@ -32,7 +33,7 @@ from benchmarks.common import Figure, setting, table, write
 TOPICS = {"step": step, "kernel": kernel, "memory": memory, "state": state, "scaling": scaling, "file": file, "apply": apply,
           "topk": topk, "selection": selection, "startup": startup, "lt_sft": lt_sft, "scale": scale, "tasks": tasks,
           "parse": parse, "compose": compose, "diff": diff,
-          "peft": peft}  # fmt: skip
+          "peft": peft, "prime": prime}  # fmt: skip
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import gossamer as gs
 from gossamer.delta.support import Support
 from gossamer.errors import BadPlan, Diverged
 from gossamer.prime.inner import Inner, adapt
-from gossamer.prime.maml import _loss, prime
+from gossamer.prime.maml import evaluator, prime
 from gossamer.prime.ways import theta_of, way
 from tests.prime.family import Net, episodes, squared
 from tests.tiny import batches, bits, classifier, same_bits
@@ -27,7 +27,7 @@ def hypergradient(how: Inner, method: str = "random", shift: dict[str, torch.Ten
         method, {}
     )
     with way(model, method, head=["out"], **settings) as w:  # type: ignore[arg-type]
-        loss = _loss(model, w, squared, "fp32")
+        loss = evaluator(model, w, squared, "fp32")
         theta = {n: (t + (shift or {}).get(n, 0)).clone().requires_grad_() for n, t in theta_of(model, ["out"]).items()}
         phi = {
             **_moved(w.start),
@@ -127,7 +127,7 @@ def test_theta_is_left_alone_by_the_inner_loop(order: str) -> None:
     with way(model, "random", support=SUPPORT, head=["out"]) as w:
         theta = {n: t.clone().requires_grad_() for n, t in theta_of(model, ["out"]).items()}
         copies = {n: t.detach().clone() for n, t in theta.items()}
-        loss = _loss(model, w, squared, "fp32")
+        loss = evaluator(model, w, squared, "fp32")
         head = {f"head/{n}": p.detach() for n, p in model.out.named_parameters(prefix="out")}
         adapt(loss, theta, {**w.start, **head}, episodes(3).at(0)[0].support, Inner(3, 0.1, order=order))
     assert all(torch.equal(theta[n], copies[n]) for n in theta) and all(t.grad is None for t in theta.values())

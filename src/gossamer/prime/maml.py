@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.delta.apply import Stack, applied
-from gossamer.delta.base import Record, base_parameters, identity
+from gossamer.delta.base import Record, backbone, base_parameters, identity
 from gossamer.delta.delta import Delta
 from gossamer.delta.patch import Dense
 from gossamer.delta.support import Support
@@ -30,7 +30,7 @@ from gossamer.errors import BadPlan, Diverged
 from gossamer.prime.checkpoint import keep, resumed
 from gossamer.prime.episodes import Episodes
 from gossamer.prime.inner import Inner, Loss
-from gossamer.prime.outer import HEAD, Seen, outer_step, task_gradient, task_start
+from gossamer.prime.outer import HEAD, Seen, head_name, outer_step, task_gradient, task_start, task_values
 from gossamer.prime.ways import Way, theta_of, way
 from gossamer.select.attention import plain_attention
 from gossamer.select.scoring import model_loss
@@ -85,6 +85,7 @@ def prime(
     save_every: int = 50,
     resume: bool = False,
     watch: Callable[[Seen], None] | None = None,
+    models: Mapping[str, nn.Module] | None = None,
     **options: Any,
 ) -> Primed:
     """Primes a base for a method; the model is as it was, bit for bit. Runs in the mode (train, eval) that it is in.
@@ -112,6 +113,8 @@ def prime(
         loss: f(model, batch) → mean loss; default ``model(**batch).loss``.
         checkpoint, save_every, resume: a folder, the steps between savings, and whether to go on from there.
         watch: called with each row of the history.
+        models: task → a model over the very backbone of `model`, whose head is that task's own, of whatever labels; all
+            tasks, or none (they share the head of `model`). Own heads are not part of the start that comes out.
 
     Raises:
         BadPlan: settings that make no sense, a method that cannot be differentiated through, a model that has no second
@@ -126,6 +129,7 @@ def prime(
         raise BadPlan("this model carries deltas or a tuning; leave that `with` first")
     before = theta_of(model, head, freeze)
     heads = head_parameters(model, head)
+    own = {task: head_parameters(each, head) for task, each in _over(model, models or {}, episodes).items()}
     twice = control != "ft" and how.order == "second" and how.steps > 0
     base = _identity(model, heads)
     with (
@@ -136,29 +140,34 @@ def prime(
     ):
         theta = {n: t.clone().requires_grad_() for n, t in before.items()}
         phi = {n: t.clone() for n, t in w.start.items()}
-        phi |= {HEAD + n: p.detach().clone() for n, p in heads.items()}
+        for task, each in (own or {None: heads}).items():
+            phi |= {head_name(n, task): p.detach().clone() for n, p in each.items()}
         if not phi:
             raise BadPlan(f"{method} has nothing to adapt here: no φ and no head; name a head with head=")
         trained = set() if not learn_start or not w.free or control == "ft" else set(w.start)
         if head_start == "learned":
-            trained |= {n for n in phi if n.startswith(HEAD)}
+            trained |= phi.keys() - w.start.keys()
         for name in trained:
             phi[name].requires_grad_()
         outer = [*theta.values(), *(phi[n] for n in phi if n in trained)]
         built = optimizer(outer) if optimizer else torch.optim.AdamW(outer, lr=lr, weight_decay=0.0)
         scheduler = schedule(built) if schedule else None
-        evaluated = _loss(model, w, loss or model_loss, precision)
+        losses = {task: evaluator(each, w, loss or model_loss, precision) for task, each in (models or {}).items()}
+        shared = evaluator(model, w, loss or model_loss, precision)
         facts = {"method": method, "inner": asdict(how), "control": control, "episodes": episodes.facts, "seed": seed,
                  "options": dict(w.options), "base": _digest(base), "trained": sorted(trained), "head": head_start,
-                 "warmup": head_warmup, "lr": lr, "clip": clip, "precision": precision, "steps": steps}  # fmt: skip
+                 "warmup": head_warmup, "lr": lr, "clip": clip, "precision": precision, "steps": steps,
+                 "own": sorted(own)}  # fmt: skip
         file = Path(checkpoint) / "priming.pt" if checkpoint else None
         history, first = resumed(file, facts, theta, phi, built, scheduler) if resume else ([], 0)
         for step in range(first, steps):
             rows = []
             for number, episode in enumerate(episodes.at(step)):
-                start = task_start(phi, head_start, [seed, step, number])
+                mine = task_values(phi, own.get(episode.task), episode.task)
+                start = task_start(mine, head_start, [seed, step, number])
+                evaluated = losses.get(episode.task, shared)
                 try:
-                    seen = task_gradient(evaluated, theta, phi, start, episode, how, control, head_warmup)
+                    seen = task_gradient(evaluated, theta, mine, start, episode, how, control, head_warmup)
                 except Diverged as error:
                     if bad_tasks == "stop":
                         raise Diverged(f"outer step {step + 1}: {error}") from None
@@ -179,7 +188,7 @@ def prime(
     delta = Delta.of(moved, base=base, about=about)
     with applied(model, delta):
         on = _identity(model, heads)
-    learned = {n.removeprefix(HEAD): p.detach().cpu().clone() for n, p in phi.items() if n.startswith(HEAD)}
+    learned = {} if own else {n: phi[head_name(n)].detach().cpu().clone() for n in heads}
     start_about = {"method": method, "options": dict(w.options), "seed": seed, "primed": True}
     start = Delta.of(patches, base=on, head=learned, grafts=grafts, about=start_about)
     return Primed(delta, start, history)
@@ -196,7 +205,8 @@ class _Whole(nn.Module):
         return self.loss(self.model, batch)
 
 
-def _loss(model: nn.Module, w: Way, loss: Callable[[nn.Module, Any], Tensor], precision: str) -> Loss:
+def evaluator(model: nn.Module, w: Way, loss: Callable[[nn.Module, Any], Tensor], precision: str) -> Loss:
+    """f(θ, φ, batch): the loss of a model that is at a way's weights; its own are not touched."""
     whole = _Whole(model, loss)
     whole.training = model.training
     device = next(model.parameters()).device
@@ -211,6 +221,18 @@ def _loss(model: nn.Module, w: Way, loss: Callable[[nn.Module, Any], Tensor], pr
         return value if value.dtype == torch.float64 else value.float()
 
     return evaluated
+
+
+def _over(model: nn.Module, models: Mapping[str, nn.Module], episodes: Episodes) -> Mapping[str, nn.Module]:
+    """The tasks' own models, once they are found to be over one backbone."""
+    apart = [task for task, each in models.items() if backbone(each) is not backbone(model) or each is backbone(model)]
+    if apart:
+        raise BadPlan(
+            f"models[{apart[0]!r}] has a backbone of its own; give models that share the very backbone of model"
+        )
+    if models and (without := sorted(episodes.sources.keys() - models.keys())):
+        raise BadPlan(f"task {without[0]!r} has no model in models; give every task one, or none")
+    return models
 
 
 def _identity(model: nn.Module, heads: Mapping[str, nn.Parameter]) -> dict[str, Record]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,19 @@ from gossamer.prime.inner import Inner, Loss, Tensors, adapt
 
 HEAD = "head/"  # before the names of the head's parameters in φ
 Seen = dict[str, Any]  # step, task, support (losses before each inner step), query
+
+
+def head_name(name: str, task: str | None = None) -> str:
+    """What a head's parameter is called in φ: the shared head's, or that of a task's own."""
+    return HEAD + name if task is None else f"heads/{task}/{name}"
+
+
+def task_values(phi: Tensors, own: Iterable[str] | None, task: str) -> Tensors:
+    """φ as a task sees it: with its own head, given by the names of its parameters, in place of the shared one."""
+    if own is None:
+        return phi
+    rest = {n: p for n, p in phi.items() if not n.startswith((HEAD, "heads/"))}
+    return {**rest, **{HEAD + n: phi[head_name(n, task)] for n in own}}
 
 
 def task_gradient(
