@@ -18,8 +18,8 @@ from torch import nn
 
 from benchmarks.common import MIB, Figure, allocated, batch, interleave, minilm
 from gossamer.prime.episodes import Episode
+from gossamer.prime.evaluate import evaluator
 from gossamer.prime.inner import Inner
-from gossamer.prime.maml import evaluator
 from gossamer.prime.outer import HEAD, outer_step, task_gradient
 from gossamer.prime.ways import theta_of, way
 from gossamer.select.attention import plain_attention

@@ -10,8 +10,9 @@ import torch
 import gossamer as gs
 from gossamer.delta.support import Support
 from gossamer.errors import BadPlan, Diverged
+from gossamer.prime.evaluate import evaluator
 from gossamer.prime.inner import Inner, adapt
-from gossamer.prime.maml import evaluator, prime
+from gossamer.prime.maml import prime
 from gossamer.prime.ways import theta_of, way
 from tests.prime.family import Net, episodes, squared
 from tests.tiny import batches, bits, classifier, same_bits

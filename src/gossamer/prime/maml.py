@@ -29,9 +29,10 @@ from gossamer.delta.support import Support
 from gossamer.errors import BadPlan, Diverged
 from gossamer.prime.checkpoint import keep, resumed
 from gossamer.prime.episodes import Episodes
-from gossamer.prime.inner import Inner, Loss
-from gossamer.prime.outer import HEAD, Seen, head_name, outer_step, task_gradient, task_start, task_values
-from gossamer.prime.ways import Way, theta_of, way
+from gossamer.prime.evaluate import evaluator
+from gossamer.prime.inner import Inner
+from gossamer.prime.outer import Seen, head_name, outer_step, task_gradient, task_start, task_values
+from gossamer.prime.ways import theta_of, way
 from gossamer.select.attention import plain_attention
 from gossamer.select.scoring import model_loss
 from gossamer.tunable.tuned import head_parameters
@@ -152,7 +153,8 @@ def prime(
         outer = [*theta.values(), *(phi[n] for n in phi if n in trained)]
         built = optimizer(outer) if optimizer else torch.optim.AdamW(outer, lr=lr, weight_decay=0.0)
         scheduler = schedule(built) if schedule else None
-        losses = {task: evaluator(each, w, loss or model_loss, precision) for task, each in (models or {}).items()}
+        losses = {task: evaluator(each, w, loss or model_loss, precision, carrier=model)
+                  for task, each in (models or {}).items()}  # fmt: skip
         shared = evaluator(model, w, loss or model_loss, precision)
         facts = {"method": method, "inner": asdict(how), "control": control, "episodes": episodes.facts, "seed": seed,
                  "options": dict(w.options), "base": _digest(base), "trained": sorted(trained), "head": head_start,
@@ -194,45 +196,20 @@ def prime(
     return Primed(delta, start, history)
 
 
-class _Whole(nn.Module):
-    """A model with its loss as the forward, so that any loss function can be evaluated at other weights."""
-
-    def __init__(self, model: nn.Module, loss: Callable[[nn.Module, Any], Tensor]) -> None:
-        super().__init__()
-        self.model, self.loss = model, loss
-
-    def forward(self, batch: Any) -> Tensor:
-        return self.loss(self.model, batch)
-
-
-def evaluator(model: nn.Module, w: Way, loss: Callable[[nn.Module, Any], Tensor], precision: str) -> Loss:
-    """f(θ, φ, batch): the loss of a model that is at a way's weights; its own are not touched."""
-    whole = _Whole(model, loss)
-    whole.training = model.training
-    device = next(model.parameters()).device
-
-    def evaluated(theta: Mapping[str, Tensor], phi: Mapping[str, Tensor], batch: Any) -> Tensor:
-        if isinstance(batch, Mapping):
-            batch = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in batch.items()}
-        head = {n.removeprefix(HEAD): p for n, p in phi.items() if n.startswith(HEAD)}
-        weights = {f"model.{n}": t for n, t in {**w.weights(theta, phi), **head}.items()}
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            value = torch.func.functional_call(whole, weights, (batch,))
-        return value if value.dtype == torch.float64 else value.float()
-
-    return evaluated
-
-
 def _over(model: nn.Module, models: Mapping[str, nn.Module], episodes: Episodes) -> Mapping[str, nn.Module]:
     """The tasks' own models, once they are found to be over one backbone."""
-    apart = [task for task, each in models.items() if backbone(each) is not backbone(model) or each is backbone(model)]
-    if apart:
-        raise BadPlan(
-            f"models[{apart[0]!r}] has a backbone of its own; give models that share the very backbone of model"
-        )
+    for task, each in models.items():
+        if backbone(each) is not backbone(model) or _place(each) != _place(model) or not _place(each):
+            raise BadPlan(
+                f"models[{task!r}] has a backbone of its own; give models that share the very backbone of model"
+            )
     if models and (without := sorted(episodes.sources.keys() - models.keys())):
         raise BadPlan(f"task {without[0]!r} has no model in models; give every task one, or none")
     return models
+
+
+def _place(model: nn.Module) -> str:
+    return next(name for name, module in model.named_modules() if module is backbone(model))
 
 
 def _identity(model: nn.Module, heads: Mapping[str, nn.Parameter]) -> dict[str, Record]:
