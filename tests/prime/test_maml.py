@@ -13,6 +13,7 @@ from gossamer.errors import BadPlan, Diverged
 from gossamer.prime.evaluate import evaluator
 from gossamer.prime.inner import Inner, adapt
 from gossamer.prime.maml import prime
+from gossamer.prime.plot import plot
 from gossamer.prime.ways import theta_of, way
 from tests.prime.family import Net, episodes, squared
 from tests.tiny import batches, bits, classifier, same_bits
@@ -213,6 +214,25 @@ def test_a_task_that_diverges_is_named_and_can_be_skipped() -> None:
         prime(Net(), "random", **settings)
     made = prime(Net(), "random", bad_tasks="skip", **settings)
     assert "skipped" in made.history[1] and made.delta.norm() > 0
+
+
+def test_a_gradient_that_is_not_finite_and_nothing_but_skipped_tasks() -> None:
+    def steep(model: Any, batch: Any) -> torch.Tensor:  # 0, with a derivative that is not a number
+        return squared(model, batch) + (model(batch[0]).sum() * 0).sqrt()
+
+    settings: dict[str, Any] = {"support": SUPPORT, "head": ["out"], "episodes": episodes(0), "steps": 2, "loss": steep}
+    with pytest.raises(Diverged, match=r"outer step 1: task 't\d': its gradient is not finite"):
+        prime(Net(), "random", **settings)
+    with pytest.raises(Diverged, match="every task of every step was skipped"):
+        prime(Net(), "random", bad_tasks="skip", **settings)
+
+
+def test_the_picture_of_a_run_with_a_task_that_was_always_skipped(tmp_path: Any) -> None:
+    rows = [{"step": s, "task": t, "support": [2.0, 1.0] if t == "b" else [], "query": 1.0 if t == "b" else None}
+            for s in range(3) for t in "ab"]  # fmt: skip
+    plot(rows, tmp_path / "plot.png")
+    plot(rows[::2], tmp_path / "none.png")
+    assert (tmp_path / "plot.png").stat().st_size > 1000 and (tmp_path / "none.png").exists()
 
 
 @pytest.mark.parametrize(

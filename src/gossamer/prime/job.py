@@ -114,7 +114,7 @@ def run_prime(job: PrimeJob, *, say: Say = lambda text: None) -> tuple[Primed, f
         delta.save(job.as_delta, force=job.force)
     if job.out:
         start = replace(start, about={**start.about, "base": str(job.out)})
-        _write(bench, replace(made, delta=delta, start=start), job.out)
+        _write(bench, replace(made, delta=delta, start=start), job.out, say)
     shutil.rmtree(job.partial, ignore_errors=True)
     return replace(made, delta=delta, start=start), time.monotonic() - began
 
@@ -167,7 +167,7 @@ def _falling(steps: int) -> Callable[[torch.optim.Optimizer], Any]:
     return lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: max(0.0, 1 - done / steps))
 
 
-def _write(bench: Bench, made: Primed, out: Path) -> None:
+def _write(bench: Bench, made: Primed, out: Path, say: Say) -> None:
     """The directory, whole or not at all."""
     merge(bench.model, made.delta, head=False)
     saved, weights = _saved(bench.model, bench.head)
@@ -178,7 +178,10 @@ def _write(bench: Bench, made: Primed, out: Path) -> None:
         bench.tokenizer.save_pretrained(beside)
         made.start.save(beside / START)
         (beside / "history.json").write_text(json.dumps(made.history))
-        plot(made.history, beside / "plot.png")
+        try:
+            plot(made.history, beside / "plot.png")
+        except BadPlan as error:  # no reason to lose a priming
+            say(str(error))
         if out.exists():
             shutil.rmtree(out)
         beside.rename(out)

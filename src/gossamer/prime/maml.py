@@ -107,7 +107,7 @@ def prime(
         head_start: "learned", "kept" as it is, or "fresh": drawn anew for each task (normal, σ = 0.02; vectors as they are,
             biases 0).
         head_warmup: steps of the head alone before the inner loop, each on its first support batch, never differentiated.
-        bad_tasks: at a loss that is not finite "stop", or "skip" that task in that step.
+        bad_tasks: at a loss or gradient that is not finite "stop", or "skip" that task in that step.
         precision: "fp32" (the model's own), or "bf16" for automatic mixed precision.
         density, k, match, support, head, seed, options: of the method, as in `tune`; `support` gives the entries instead.
         freeze: name patterns of backbone weights that are not primed.
@@ -184,6 +184,8 @@ def prime(
                 scheduler.step()
             if file and ((step + 1) % save_every == 0 or step + 1 == steps):
                 keep(file, facts, theta, phi, built, scheduler, history, step + 1)
+        if all(row["query"] is None for row in history):
+            raise Diverged(f"every task of every step was skipped, the last as {history[-1]['skipped']}")
         about = {"primed_for": method, "control": control, "settings": facts}
         moved = {n: Dense(_change(t, before[n])) for n, t in theta.items()}
         patches, grafts = w.change(phi)

@@ -54,7 +54,7 @@ def task_gradient(
             )
             total = {key: total.get(key, 0) + g for key, g in zip(wanted, found, strict=True)}
         *first, last = losses
-        _add(wanted, total)
+        _add(wanted, total, episode.task)
         return {"task": episode.task, "support": first, "query": last}
     if warmup and episode.support:
         alone = {n: p for n, p in start.items() if n.startswith(HEAD)}
@@ -70,11 +70,13 @@ def task_gradient(
     # in first order the gradient at the adapted φ stands for that at φ_0
     ends = {key: reached[key[1]] if key[0] == "φ" and how.order == "first" else t for key, t in wanted.items()}
     found = torch.autograd.grad(value, list(ends.values()), materialize_grads=True)
-    _add(wanted, dict(zip(ends, found, strict=True)))
+    _add(wanted, dict(zip(ends, found, strict=True)), episode.task)
     return {"task": episode.task, "support": losses, "query": query}
 
 
-def _add(wanted: Mapping[Any, Tensor], found: Mapping[Any, Tensor]) -> None:
+def _add(wanted: Mapping[Any, Tensor], found: Mapping[Any, Tensor], task: str) -> None:
+    if found and not bool(torch.stack(torch._foreach_norm(list(found.values()))).isfinite().all()):
+        raise Diverged(f"task {task!r}: its gradient is not finite; lower the inner rate, or skip such tasks")
     for key, tensor in wanted.items():
         tensor.grad = found[key].clone() if tensor.grad is None else tensor.grad.add_(found[key])
 
