@@ -75,7 +75,7 @@ def task_gradient(
 
 
 def _add(wanted: Mapping[Any, Tensor], found: Mapping[Any, Tensor], task: str) -> None:
-    if found and not bool(torch.stack(torch._foreach_norm(list(found.values()))).isfinite().all()):
+    if not bool(torch.nn.utils.get_total_norm(list(found.values())).isfinite()):
         raise Diverged(f"task {task!r}: its gradient is not finite; lower the inner rate, or skip such tasks")
     for key, tensor in wanted.items():
         tensor.grad = found[key].clone() if tensor.grad is None else tensor.grad.add_(found[key])
