@@ -18,6 +18,7 @@ from benchmarks import (
     memory,
     parse,
     peft,
+    prime,
     scale,
     scaling,
     selection,
@@ -30,10 +31,9 @@ from benchmarks import (
 )
 from benchmarks.common import Figure, setting, table, write
 
-TOPICS = {"step": step, "kernel": kernel, "memory": memory, "state": state, "scaling": scaling, "file": file, "apply": apply,
-          "topk": topk, "selection": selection, "startup": startup, "lt_sft": lt_sft, "scale": scale, "tasks": tasks,
-          "parse": parse, "compose": compose, "diff": diff, "study": study,
-          "peft": peft}  # fmt: skip
+TOPICS = {"apply": apply, "compose": compose, "diff": diff, "file": file, "kernel": kernel, "lt_sft": lt_sft, "memory": memory, "parse": parse, "peft": peft, "prime": prime, "scale": scale, "scaling": scaling, "selection": selection, "startup": startup, "state": state, "step": step, "study": study, "tasks": tasks, "topk": topk}
+          "parse": parse, "compose": compose, "diff": diff,
+          "peft": peft, "prime": prime}  # fmt: skip
 
 
 def main() -> None:

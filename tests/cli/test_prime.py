@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
 import gossamer as gs
-from tests.tiny import base_directory, rows
+from tests.tiny import base_directory, bert_config, rows, tokenizer
 from tests.verb import call, told
 
 TAGS = ["B-PER O O", "O B-LOC I-LOC", "B-ORG O B-PER"]
@@ -100,6 +101,60 @@ def test_tagging_and_going_on(here: Path, capsys: pytest.CaptureFixture[str], mo
     assert (here / "whole/model.safetensors").read_bytes() == (here / "again/model.safetensors").read_bytes()
 
 
+def test_labels_that_differ_need_heads_per_task(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (here / "b.jsonl").read_text().replace('"low"', '"lower"').replace('"high"', '"higher"')
+    lines = text.splitlines()
+    (here / "d.jsonl").write_text(
+        "\n".join([*lines[:30], *(row.replace("higher", "top") for row in lines[30:])]) + "\n"
+    )
+    command = f"{PRIME.replace('b=b.jsonl', 'd=d.jsonl')} --method pfeiffer --out primed"
+    status, _, err = call(command, capsys)
+    assert status == 1 and re.search(
+        "'a' the labels high,low; 'd' the labels higher,lower,top", " ".join(err.split())
+    ), err
+    assert not (here / "primed").exists() and not (here / "primed.partial").exists()
+    told(f"{command} --heads per-task --order second", capsys)
+    assert not gs.load("primed/start.safetensors").head
+    status, _, err = call(
+        "fit --base primed --train d.jsonl --method pfeiffer --steps 1 --out after.safetensors", capsys
+    )
+    assert status == 0 and "primed values, with a fresh head" in " ".join(err.split()), err
+
+
+@pytest.mark.parametrize("task", ["mask", "generate"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_pretrained_output_layer_stays(here: Path, task: str, tied: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    small = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "pad_token_id": 0,
+    }
+    model: Any = (
+        BertForMaskedLM(bert_config(tie_word_embeddings=tied))
+        if task == "mask"
+        else LlamaForCausalLM(LlamaConfig(vocab_size=95, tie_word_embeddings=tied, **small))
+    )
+    model.save_pretrained("lm")
+    tokenizer().save_pretrained("lm")
+    for name in "xy":
+        (here / f"{name}.txt").write_text("\n".join(row["text"] for row in rows(60, ord(name))) + "\n")
+    about = f"--task {task} --max-length 16 --method random --k 20"
+    told(f"prime --base lm {about} --source x=x.txt --source y=y.txt {SMALL} --out primed", capsys)
+    again, facts = type(model).from_pretrained("primed", output_loading_info=True)
+    assert not facts["missing_keys"]
+    inside = {id(p) for p in again.base_model.parameters()}
+    outside = {n: p for n, p in again.named_parameters() if id(p) not in inside}
+    assert all(torch.equal(p, model.get_parameter(n)) for n, p in outside.items())
+    assert not all(torch.equal(p, model.get_parameter(n)) for n, p in again.named_parameters())
+    if task == "mask" or not tied:  # a masked model's output is untied from its input, and stays
+        assert torch.equal(again.get_output_embeddings().weight, model.get_output_embeddings().weight)
+    status, _, err = call(f"fit --base primed {about} --train x.txt --steps 1 --out f.safetensors", capsys)
+    assert status == 0 and "starting from the primed values" in err, err
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
@@ -109,6 +164,7 @@ def test_tagging_and_going_on(here: Path, capsys: pytest.CaptureFixture[str], mo
         (f"{PRIME} --method pfeiffer --source a=b.jsonl --out x", "given twice"),
         (f"{PRIME} --method pfeiffer --source c --out x", "expected name=file"),
         (f"{PRIME} --method pfeiffer --schedule x --out x", "linear, constant"),
+        (f"{PRIME} --method pfeiffer --heads x --out x", "shared, per-task"),
         (f"{PRIME} --method pfeiffer --out x options.order=3", "no option 'order'"),
         (f"{PRIME} --method pfeiffer --out x --resume", "nothing to resume"),
         (f"{PRIME} --method pfeiffer --out base/config.json", "exists"),

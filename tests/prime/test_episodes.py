@@ -61,6 +61,6 @@ def test_labels_must_agree(tmp_path: Any) -> None:
     for name, labels in (("a", "xy"), ("b", "xz")):
         (tmp_path / f"{name}.csv").write_text("text,label\n" + "".join(f"some words,{label}\n" for label in labels * 3))
     tables = {name: read(str(tmp_path / f"{name}.csv")) for name in "ab"}
-    with pytest.raises(BadData, match="'a' has the labels x,y and task 'b' has x,z"):
+    with pytest.raises(BadData, match=r"'a' the labels x,y; 'b' the labels x,z.*--heads per-task"):
         one_task("classify", tables)
     assert one_task("classify", {"a": tables["a"]}).labels == ("x", "y")  # type: ignore[attr-defined]

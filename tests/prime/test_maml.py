@@ -10,8 +10,10 @@ import torch
 import gossamer as gs
 from gossamer.delta.support import Support
 from gossamer.errors import BadPlan, Diverged
+from gossamer.prime.evaluate import evaluator
 from gossamer.prime.inner import Inner, adapt
-from gossamer.prime.maml import _loss, prime
+from gossamer.prime.maml import prime
+from gossamer.prime.plot import plot
 from gossamer.prime.ways import theta_of, way
 from tests.prime.family import Net, episodes, squared
 from tests.tiny import batches, bits, classifier, same_bits
@@ -27,7 +29,7 @@ def hypergradient(how: Inner, method: str = "random", shift: dict[str, torch.Ten
         method, {}
     )
     with way(model, method, head=["out"], **settings) as w:  # type: ignore[arg-type]
-        loss = _loss(model, w, squared, "fp32")
+        loss = evaluator(model, w, squared, "fp32")
         theta = {n: (t + (shift or {}).get(n, 0)).clone().requires_grad_() for n, t in theta_of(model, ["out"]).items()}
         phi = {
             **_moved(w.start),
@@ -127,7 +129,7 @@ def test_theta_is_left_alone_by_the_inner_loop(order: str) -> None:
     with way(model, "random", support=SUPPORT, head=["out"]) as w:
         theta = {n: t.clone().requires_grad_() for n, t in theta_of(model, ["out"]).items()}
         copies = {n: t.detach().clone() for n, t in theta.items()}
-        loss = _loss(model, w, squared, "fp32")
+        loss = evaluator(model, w, squared, "fp32")
         head = {f"head/{n}": p.detach() for n, p in model.out.named_parameters(prefix="out")}
         adapt(loss, theta, {**w.start, **head}, episodes(3).at(0)[0].support, Inner(3, 0.1, order=order))
     assert all(torch.equal(theta[n], copies[n]) for n in theta) and all(t.grad is None for t in theta.values())
@@ -212,6 +214,25 @@ def test_a_task_that_diverges_is_named_and_can_be_skipped() -> None:
         prime(Net(), "random", **settings)
     made = prime(Net(), "random", bad_tasks="skip", **settings)
     assert "skipped" in made.history[1] and made.delta.norm() > 0
+
+
+def test_a_gradient_that_is_not_finite_and_nothing_but_skipped_tasks() -> None:
+    def steep(model: Any, batch: Any) -> torch.Tensor:  # 0, with a derivative that is not a number
+        return squared(model, batch) + (model(batch[0]).sum() * 0).sqrt()
+
+    settings: dict[str, Any] = {"support": SUPPORT, "head": ["out"], "episodes": episodes(0), "steps": 2, "loss": steep}
+    with pytest.raises(Diverged, match=r"outer step 1: task 't\d': its gradient is not finite"):
+        prime(Net(), "random", **settings)
+    with pytest.raises(Diverged, match="every task of every step was skipped"):
+        prime(Net(), "random", bad_tasks="skip", **settings)
+
+
+def test_the_picture_of_a_run_with_a_task_that_was_always_skipped(tmp_path: Any) -> None:
+    rows = [{"step": s, "task": t, "support": [2.0, 1.0] if t == "b" else [], "query": 1.0 if t == "b" else None}
+            for s in range(3) for t in "ab"]  # fmt: skip
+    plot(rows, tmp_path / "plot.png")
+    plot(rows[::2], tmp_path / "none.png")
+    assert (tmp_path / "plot.png").stat().st_size > 1000 and (tmp_path / "none.png").exists()
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ def prime(
     tasks: int = 4,
     sampling: str = "balanced",
     keep_start: Flag = False,
+    heads: str = "shared",
     head_start: str = "learned",
     head_warmup: int = 0,
     skip_bad: Flag = False,
@@ -67,7 +68,7 @@ def prime(
     source
         A source of examples as name=file; once for each task or language.
     task
-        What to learn, see `fit`. All sources share it and its labels.
+        What to learn, see `fit`. All sources share it.
     out
         The model directory to make: a base for `fit --base`, with the starting point of the method.
     as_delta
@@ -102,6 +103,8 @@ def prime(
         balanced, or proportional to the number of examples.
     keep_start
         Keep the method's starting values instead of learning them.
+    heads
+        shared: one head for all sources, whose labels must agree; per-task: each source its own, and a later head is fresh.
     head_start
         learned, kept, or fresh: drawn anew for each task.
     head_warmup
@@ -156,7 +159,7 @@ def prime(
     from gossamer.prime.job import PrimeJob, losses, run_prime
 
     job = PrimeJob(base=base, method=method, task=task, sources=_sources(source), out=out, as_delta=as_delta, seed=seed,
-                   steps=steps, schedule=schedule, settings=settings, draws=draws, about_task=about_task,
+                   steps=steps, schedule=schedule, heads=heads, settings=settings, draws=draws, about_task=about_task,
                    columns=mapped(columns) or {}, resume=resume, force=force)  # fmt: skip
     made, seconds = run_prime(job, say=lambda text: notes.print(text, style="dim", markup=False, highlight=False))
     tail = made.history[-max(1, len(made.history) // 10) :]

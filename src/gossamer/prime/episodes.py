@@ -104,24 +104,30 @@ class Episodes:
         return Episode(name, batch, self.collate([examples[int(i)] for i in chosen[cut:]]))
 
 
+def each_task(name: str, tables: Mapping[str, Table], **settings: Any) -> dict[str, Task]:
+    """Source → its task, of the labels that it has; for heads of their own."""
+    if not tables:
+        raise BadData("priming needs at least one source of examples; give some, as name=file")
+    return {source: plan_task(name, table, **settings) for source, table in tables.items()}
+
+
 def one_task(name: str, tables: Mapping[str, Table], **settings: Any) -> Task:
     """The task that all sources share.
 
     Raises:
         BadData: their labels differ, which one head cannot serve, unless `settings` says which labels to learn.
     """
-    planned = {source: plan_task(name, table, **settings) for source, table in tables.items()}
-    if not planned:
-        raise BadData("priming needs at least one source of examples; give some, as name=file")
-    (first, task), *others = planned.items()
-    for source, other in others:
-        mine, its = (getattr(each, "labels", None) for each in (task, other))
-        if mine != its:
-            raise BadData(
-                f"task {first!r} has the labels {_named(mine)} and task {source!r} has {_named(its)}; one head serves all "
-                "sources, so bring the labels in line, or name those to learn with labels="
-            )
-    return task
+    planned = each_task(name, tables, **settings)
+    groups: dict[Any, list[str]] = {}
+    for source, task in planned.items():
+        groups.setdefault(getattr(task, "labels", None), []).append(repr(source))
+    if len(groups) > 1:
+        told = "; ".join(f"{' and '.join(those)} the labels {_named(labels)}" for labels, those in groups.items())
+        raise BadData(
+            f"the tasks have different labels, which one head cannot serve: {told}; bring them in line, name those to learn "
+            "with labels=, or give each task a head of its own (--heads per-task)"
+        )
+    return next(iter(planned.values()))
 
 
 def _named(labels: Any) -> str:

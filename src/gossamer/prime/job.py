@@ -21,24 +21,28 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.delta.apply import merge
-from gossamer.delta.base import LEAVES, backbone
+from gossamer.delta.base import LEAVES, backbone, outer_parameters
 from gossamer.errors import BadPlan, Clash, Diverged
-from gossamer.prime.episodes import Episodes, one_task
+from gossamer.prime.episodes import Episodes, each_task, one_task
 from gossamer.prime.maml import Primed, Seen, prime
 from gossamer.prime.plot import plot
 from gossamer.tasks.readers import read, renamed
-from gossamer.tasks.task import task_class
+from gossamer.tasks.task import Task, task_class
 from gossamer.train.bench import Bench
 from gossamer.train.partial import begin, claim
 from gossamer.train.primed import START
 
 Say = Callable[[str], None]
 SCHEDULES = ("linear", "constant")
+HEADS = ("shared", "per-task")
 
 
 @dataclass(frozen=True)
 class PrimeJob:
-    """Every setting of a priming. `settings` are keywords of `prime`, `draws` of `Episodes`, `about_task` of the task."""
+    """Every setting of a priming. `settings` are keywords of `prime`, `draws` of `Episodes`, `about_task` of the task.
+
+    `heads`: shared, or per-task: each source has a head of its own, of its labels, and a later head starts fresh.
+    """
 
     base: str
     method: str
@@ -49,6 +53,7 @@ class PrimeJob:
     seed: int = 0
     steps: int = 100
     schedule: str = "linear"
+    heads: str = "shared"
     settings: Mapping[str, Any] = field(default_factory=dict)
     draws: Mapping[str, Any] = field(default_factory=dict)
     about_task: Mapping[str, Any] = field(default_factory=dict)
@@ -67,7 +72,7 @@ class PrimeJob:
         """What decides the result, as plain JSON."""
         return json.loads(json.dumps({
             "base": self.base, "method": self.method, "task": self.task, "sources": dict(self.sources), "seed": self.seed,
-            "steps": self.steps, "schedule": self.schedule, **self.settings, **self.draws, **self.about_task,
+            "steps": self.steps, "schedule": self.schedule, "heads": self.heads, **self.settings, **self.draws, **self.about_task,
         }))  # fmt: skip
 
 
@@ -82,17 +87,21 @@ def run_prime(job: PrimeJob, *, say: Say = lambda text: None) -> tuple[Primed, f
     _claim(job)
     formats = task_class(job.task).formats
     tables = {name: renamed(read(path, formats), dict(job.columns), path) for name, path in job.sources.items()}
-    task = one_task(job.task, tables, **job.about_task)
-    bench = Bench.set_up(task, job.base, job.seed)
-    sources = {name: task.encode(bench.tokenizer, table) for name, table in tables.items()}
+    shared = job.heads == "shared"
+    tasks = dict.fromkeys(tables, one_task(job.task, tables, **job.about_task)) if shared else each_task(
+        job.task, tables, **job.about_task)  # fmt: skip
+    bench = Bench.set_up(next(iter(tasks.values())), job.base, job.seed)
+    models = {} if shared else {name: _headed(bench, task, job) for name, task in tasks.items()}
+    sources = {name: tasks[name].encode(bench.tokenizer, table) for name, table in tables.items()}
     episodes = Episodes(sources, bench.collate, seed=job.seed, **job.draws)
     _record(job, repr([(name, tables[name]) for name in tables]))
     torch.manual_seed(job.seed)
-    bench.model.train()
+    for model in (bench.model, *models.values()):
+        model.train()
     try:
         made = prime(bench.model, job.method, episodes=episodes, steps=job.steps, seed=job.seed, head=bench.head or False,
                      schedule=_falling(job.steps) if job.schedule == "linear" else None, checkpoint=job.partial,
-                     resume=job.resume, watch=Teller(say, job.steps, episodes.tasks), **job.settings)  # fmt: skip
+                     resume=job.resume, watch=Teller(say, job.steps, episodes.tasks), models=models, **job.settings)  # fmt: skip
     except (BadPlan, Diverged):
         if not job.resume:  # resuming would only meet the same mistake
             shutil.rmtree(job.partial, ignore_errors=True)
@@ -105,7 +114,7 @@ def run_prime(job: PrimeJob, *, say: Say = lambda text: None) -> tuple[Primed, f
         delta.save(job.as_delta, force=job.force)
     if job.out:
         start = replace(start, about={**start.about, "base": str(job.out)})
-        _write(bench, replace(made, delta=delta, start=start), job.out)
+        _write(bench, replace(made, delta=delta, start=start), job.out, say)
     shutil.rmtree(job.partial, ignore_errors=True)
     return replace(made, delta=delta, start=start), time.monotonic() - began
 
@@ -141,24 +150,38 @@ def losses(rows: list[Seen]) -> list[str]:
     return told
 
 
+def _headed(bench: Bench, task: Task, job: PrimeJob) -> nn.Module:
+    """A model with a task's own head, over the backbone of the bench's."""
+    model, _ = task.build(job.base, job.seed)
+    place = next(name for name, module in model.named_modules() if module is backbone(model))
+    if not place:
+        raise BadPlan(
+            f"{type(model).__name__} has no backbone apart from its head, so tasks cannot have heads of their own"
+        )
+    model.set_submodule(place, backbone(bench.model))
+    return model
+
+
 def _falling(steps: int) -> Callable[[torch.optim.Optimizer], Any]:
     """The outer rate falls to 0 in a line."""
     return lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: max(0.0, 1 - done / steps))
 
 
-def _write(bench: Bench, made: Primed, out: Path) -> None:
+def _write(bench: Bench, made: Primed, out: Path, say: Say) -> None:
     """The directory, whole or not at all."""
     merge(bench.model, made.delta, head=False)
-    bottom: Any = backbone(bench.model)
-    weights = _weights(bench.model, bottom, bench.head)
+    saved, weights = _saved(bench.model, bench.head)
     beside = out.with_name(f".{out.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
     try:
-        bottom.save_pretrained(beside, state_dict=weights)
+        saved.save_pretrained(beside, state_dict=weights)
         bench.tokenizer.save_pretrained(beside)
         made.start.save(beside / START)
         (beside / "history.json").write_text(json.dumps(made.history))
-        plot(made.history, beside / "plot.png")
+        try:
+            plot(made.history, beside / "plot.png")
+        except BadPlan as error:  # no reason to lose a priming
+            say(str(error))
         if out.exists():
             shutil.rmtree(out)
         beside.rename(out)
@@ -166,12 +189,17 @@ def _write(bench: Bench, made: Primed, out: Path) -> None:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _weights(model: nn.Module, bottom: nn.Module, head: list[str]) -> dict[str, Tensor]:
-    """What the directory holds: the backbone without the task's head, so that a later head starts fresh, or primed."""
+def _saved(model: nn.Module, head: list[str]) -> tuple[Any, dict[str, Tensor]]:
+    """What the directory holds: the backbone, and of what lies outside what the base's checkpoint had (the output layer of
+    a language model, say) as it was there. What was drawn for the task is left out: a later head starts fresh, or primed.
+    """
+    drawn: set[str] = getattr(model, "drawn", set(head))
+    whole = bool(outer_parameters(model).keys() - drawn)
+    part = model if whole else backbone(model)
     named = dict(model.named_parameters(remove_duplicate=False))
-    heads = {id(named[name]) for name in head if name in named}
-    mine = {name for name, p in bottom.named_parameters(remove_duplicate=False) if id(p) in heads}
-    return {n: t for n, t in bottom.state_dict().items() if n not in mine and not n.startswith(LEAVES + ".")}
+    ids = {id(named[name]) for name in drawn if name in named}
+    left = {name for name, p in part.named_parameters(remove_duplicate=False) if id(p) in ids}
+    return part, {n: t for n, t in part.state_dict().items() if n not in left and LEAVES not in n.split(".")}
 
 
 def _claim(job: PrimeJob) -> None:
@@ -179,6 +207,8 @@ def _claim(job: PrimeJob) -> None:
         raise BadPlan("nothing to write: give out (a model directory), as_delta (a file), or both")
     if job.schedule not in SCHEDULES:
         raise BadPlan(f"schedule={job.schedule!r}: expected one of {', '.join(SCHEDULES)}")
+    if job.heads not in HEADS:
+        raise BadPlan(f"heads={job.heads!r}: expected one of {', '.join(HEADS)}")
     for path in (job.out, job.as_delta):
         if path and os.path.lexists(path) and not job.force:
             raise Clash(f"{path} exists; choose another, or overwrite it with --force")

@@ -22,16 +22,17 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.delta.apply import Stack, applied
-from gossamer.delta.base import Record, base_parameters, identity
+from gossamer.delta.base import Record, backbone, base_parameters, identity
 from gossamer.delta.delta import Delta
 from gossamer.delta.patch import Dense
 from gossamer.delta.support import Support
 from gossamer.errors import BadPlan, Diverged
 from gossamer.prime.checkpoint import keep, resumed
 from gossamer.prime.episodes import Episodes
-from gossamer.prime.inner import Inner, Loss
-from gossamer.prime.outer import HEAD, Seen, outer_step, task_gradient, task_start
-from gossamer.prime.ways import Way, theta_of, way
+from gossamer.prime.evaluate import evaluator
+from gossamer.prime.inner import Inner
+from gossamer.prime.outer import Seen, head_name, outer_step, task_gradient, task_start, task_values
+from gossamer.prime.ways import theta_of, way
 from gossamer.select.attention import plain_attention
 from gossamer.select.scoring import model_loss
 from gossamer.tunable.tuned import head_parameters
@@ -85,6 +86,7 @@ def prime(
     save_every: int = 50,
     resume: bool = False,
     watch: Callable[[Seen], None] | None = None,
+    models: Mapping[str, nn.Module] | None = None,
     **options: Any,
 ) -> Primed:
     """Primes a base for a method; the model is as it was, bit for bit. Runs in the mode (train, eval) that it is in.
@@ -105,13 +107,15 @@ def prime(
         head_start: "learned", "kept" as it is, or "fresh": drawn anew for each task (normal, σ = 0.02; vectors as they are,
             biases 0).
         head_warmup: steps of the head alone before the inner loop, each on its first support batch, never differentiated.
-        bad_tasks: at a loss that is not finite "stop", or "skip" that task in that step.
+        bad_tasks: at a loss or gradient that is not finite "stop", or "skip" that task in that step.
         precision: "fp32" (the model's own), or "bf16" for automatic mixed precision.
         density, k, match, support, head, seed, options: of the method, as in `tune`; `support` gives the entries instead.
         freeze: name patterns of backbone weights that are not primed.
         loss: f(model, batch) → mean loss; default ``model(**batch).loss``.
         checkpoint, save_every, resume: a folder, the steps between savings, and whether to go on from there.
         watch: called with each row of the history.
+        models: task → a model over the very backbone of `model`, whose head is that task's own, of whatever labels; all
+            tasks, or none (they share the head of `model`). Own heads are not part of the start that comes out.
 
     Raises:
         BadPlan: settings that make no sense, a method that cannot be differentiated through, a model that has no second
@@ -126,6 +130,7 @@ def prime(
         raise BadPlan("this model carries deltas or a tuning; leave that `with` first")
     before = theta_of(model, head, freeze)
     heads = head_parameters(model, head)
+    own = {task: head_parameters(each, head) for task, each in _over(model, models or {}, episodes).items()}
     twice = control != "ft" and how.order == "second" and how.steps > 0
     base = _identity(model, heads)
     with (
@@ -136,29 +141,35 @@ def prime(
     ):
         theta = {n: t.clone().requires_grad_() for n, t in before.items()}
         phi = {n: t.clone() for n, t in w.start.items()}
-        phi |= {HEAD + n: p.detach().clone() for n, p in heads.items()}
+        for task, each in (own or {None: heads}).items():
+            phi |= {head_name(n, task): p.detach().clone() for n, p in each.items()}
         if not phi:
             raise BadPlan(f"{method} has nothing to adapt here: no φ and no head; name a head with head=")
         trained = set() if not learn_start or not w.free or control == "ft" else set(w.start)
         if head_start == "learned":
-            trained |= {n for n in phi if n.startswith(HEAD)}
+            trained |= phi.keys() - w.start.keys()
         for name in trained:
             phi[name].requires_grad_()
         outer = [*theta.values(), *(phi[n] for n in phi if n in trained)]
         built = optimizer(outer) if optimizer else torch.optim.AdamW(outer, lr=lr, weight_decay=0.0)
         scheduler = schedule(built) if schedule else None
-        evaluated = _loss(model, w, loss or model_loss, precision)
+        losses = {task: evaluator(each, w, loss or model_loss, precision, carrier=model)
+                  for task, each in (models or {}).items()}  # fmt: skip
+        shared = evaluator(model, w, loss or model_loss, precision)
         facts = {"method": method, "inner": asdict(how), "control": control, "episodes": episodes.facts, "seed": seed,
                  "options": dict(w.options), "base": _digest(base), "trained": sorted(trained), "head": head_start,
-                 "warmup": head_warmup, "lr": lr, "clip": clip, "precision": precision, "steps": steps}  # fmt: skip
+                 "warmup": head_warmup, "lr": lr, "clip": clip, "precision": precision, "steps": steps,
+                 "own": sorted(own)}  # fmt: skip
         file = Path(checkpoint) / "priming.pt" if checkpoint else None
         history, first = resumed(file, facts, theta, phi, built, scheduler) if resume else ([], 0)
         for step in range(first, steps):
             rows = []
             for number, episode in enumerate(episodes.at(step)):
-                start = task_start(phi, head_start, [seed, step, number])
+                mine = task_values(phi, own.get(episode.task), episode.task)
+                start = task_start(mine, head_start, [seed, step, number])
+                evaluated = losses.get(episode.task, shared)
                 try:
-                    seen = task_gradient(evaluated, theta, phi, start, episode, how, control, head_warmup)
+                    seen = task_gradient(evaluated, theta, mine, start, episode, how, control, head_warmup)
                 except Diverged as error:
                     if bad_tasks == "stop":
                         raise Diverged(f"outer step {step + 1}: {error}") from None
@@ -173,44 +184,34 @@ def prime(
                 scheduler.step()
             if file and ((step + 1) % save_every == 0 or step + 1 == steps):
                 keep(file, facts, theta, phi, built, scheduler, history, step + 1)
+        if all(row["query"] is None for row in history):
+            raise Diverged(f"every task of every step was skipped, the last as {history[-1]['skipped']}")
         about = {"primed_for": method, "control": control, "settings": facts}
         moved = {n: Dense(_change(t, before[n])) for n, t in theta.items()}
         patches, grafts = w.change(phi)
     delta = Delta.of(moved, base=base, about=about)
     with applied(model, delta):
         on = _identity(model, heads)
-    learned = {n.removeprefix(HEAD): p.detach().cpu().clone() for n, p in phi.items() if n.startswith(HEAD)}
+    learned = {} if own else {n: phi[head_name(n)].detach().cpu().clone() for n in heads}
     start_about = {"method": method, "options": dict(w.options), "seed": seed, "primed": True}
     start = Delta.of(patches, base=on, head=learned, grafts=grafts, about=start_about)
     return Primed(delta, start, history)
 
 
-class _Whole(nn.Module):
-    """A model with its loss as the forward, so that any loss function can be evaluated at other weights."""
+def _over(model: nn.Module, models: Mapping[str, nn.Module], episodes: Episodes) -> Mapping[str, nn.Module]:
+    """The tasks' own models, once they are found to be over one backbone."""
+    for task, each in models.items():
+        if backbone(each) is not backbone(model) or _place(each) != _place(model) or not _place(each):
+            raise BadPlan(
+                f"models[{task!r}] has a backbone of its own; give models that share the very backbone of model"
+            )
+    if models and (without := sorted(episodes.sources.keys() - models.keys())):
+        raise BadPlan(f"task {without[0]!r} has no model in models; give every task one, or none")
+    return models
 
-    def __init__(self, model: nn.Module, loss: Callable[[nn.Module, Any], Tensor]) -> None:
-        super().__init__()
-        self.model, self.loss = model, loss
 
-    def forward(self, batch: Any) -> Tensor:
-        return self.loss(self.model, batch)
-
-
-def _loss(model: nn.Module, w: Way, loss: Callable[[nn.Module, Any], Tensor], precision: str) -> Loss:
-    whole = _Whole(model, loss)
-    whole.training = model.training
-    device = next(model.parameters()).device
-
-    def evaluated(theta: Mapping[str, Tensor], phi: Mapping[str, Tensor], batch: Any) -> Tensor:
-        if isinstance(batch, Mapping):
-            batch = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in batch.items()}
-        head = {n.removeprefix(HEAD): p for n, p in phi.items() if n.startswith(HEAD)}
-        weights = {f"model.{n}": t for n, t in {**w.weights(theta, phi), **head}.items()}
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            value = torch.func.functional_call(whole, weights, (batch,))
-        return value if value.dtype == torch.float64 else value.float()
-
-    return evaluated
+def _place(model: nn.Module) -> str:
+    return next(name for name, module in model.named_modules() if module is backbone(model))
 
 
 def _identity(model: nn.Module, heads: Mapping[str, nn.Parameter]) -> dict[str, Record]:

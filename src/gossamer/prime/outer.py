@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,19 @@ from gossamer.prime.inner import Inner, Loss, Tensors, adapt
 
 HEAD = "head/"  # before the names of the head's parameters in φ
 Seen = dict[str, Any]  # step, task, support (losses before each inner step), query
+
+
+def head_name(name: str, task: str | None = None) -> str:
+    """What a head's parameter is called in φ: the shared head's, or that of a task's own."""
+    return HEAD + name if task is None else f"heads/{task}/{name}"
+
+
+def task_values(phi: Tensors, own: Iterable[str] | None, task: str) -> Tensors:
+    """φ as a task sees it: with its own head, given by the names of its parameters, in place of the shared one."""
+    if own is None:
+        return phi
+    rest = {n: p for n, p in phi.items() if not n.startswith((HEAD, "heads/"))}
+    return {**rest, **{HEAD + n: phi[head_name(n, task)] for n in own}}
 
 
 def task_gradient(
@@ -41,7 +54,7 @@ def task_gradient(
             )
             total = {key: total.get(key, 0) + g for key, g in zip(wanted, found, strict=True)}
         *first, last = losses
-        _add(wanted, total)
+        _add(wanted, total, episode.task)
         return {"task": episode.task, "support": first, "query": last}
     if warmup and episode.support:
         alone = {n: p for n, p in start.items() if n.startswith(HEAD)}
@@ -57,11 +70,13 @@ def task_gradient(
     # in first order the gradient at the adapted φ stands for that at φ_0
     ends = {key: reached[key[1]] if key[0] == "φ" and how.order == "first" else t for key, t in wanted.items()}
     found = torch.autograd.grad(value, list(ends.values()), materialize_grads=True)
-    _add(wanted, dict(zip(ends, found, strict=True)))
+    _add(wanted, dict(zip(ends, found, strict=True)), episode.task)
     return {"task": episode.task, "support": losses, "query": query}
 
 
-def _add(wanted: Mapping[Any, Tensor], found: Mapping[Any, Tensor]) -> None:
+def _add(wanted: Mapping[Any, Tensor], found: Mapping[Any, Tensor], task: str) -> None:
+    if not bool(torch.nn.utils.get_total_norm(list(found.values())).isfinite()):
+        raise Diverged(f"task {task!r}: its gradient is not finite; lower the inner rate, or skip such tasks")
     for key, tensor in wanted.items():
         tensor.grad = found[key].clone() if tensor.grad is None else tensor.grad.add_(found[key])
 

@@ -9,7 +9,7 @@ from gossamer.errors import BadPlan
 
 
 def plot(history: list[dict[str, Any]], path: Path) -> None:
-    """Writes a panel a task. Raises BadPlan where matplotlib is not installed."""
+    """Writes a panel a task; one that was always skipped stays empty. Raises BadPlan where matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -26,5 +26,6 @@ def plot(history: list[dict[str, Any]], path: Path) -> None:
         panel.plot(steps, [row["query"] for row in rows], label="query", lw=1)
         panel.set(title=task, xlabel="outer step")
     panels[0].set_ylabel("loss")
-    panels[0].legend(fontsize="small")
+    if drawn := [panel for panel in panels if panel.lines]:
+        drawn[0].legend(fontsize="small")
     figure.savefig(path, format="png", dpi=120)

@@ -48,7 +48,8 @@ def load_model(auto_class: Any, base: str, seed: int, **settings: Any) -> tuple[
     """A model of `auto_class` over a base, in float32, its new weights drawn from `seed`.
 
     Returns:
-        The model, and the names of its head: what lies outside the backbone and whatever the checkpoint lacked.
+        The model, and the names of its head: what lies outside the backbone and whatever the checkpoint lacked. The latter
+        are the model's `drawn`, by all their names.
     """
     torch.manual_seed(seed)
     try:
@@ -62,6 +63,8 @@ def load_model(auto_class: Any, base: str, seed: int, **settings: Any) -> tuple[
     model.accepts_loss_kwargs = False  # its loss is a mean over the batch, which Trainer must divide by accumulation
     here = dict(model.named_parameters())
     fresh = {name for name in facts["missing_keys"] if name in here}
+    lacking = {id(here[name]) for name in fresh}
+    model.drawn = {name for name, p in model.named_parameters(remove_duplicate=False) if id(p) in lacking}
     return model, sorted(fresh | outer_parameters(model).keys())
 
 
