@@ -31,9 +31,10 @@ from benchmarks import (
 )
 from benchmarks.common import Figure, setting, table, write
 
-TOPICS = {"apply": apply, "compose": compose, "diff": diff, "file": file, "kernel": kernel, "lt_sft": lt_sft, "memory": memory, "parse": parse, "peft": peft, "prime": prime, "scale": scale, "scaling": scaling, "selection": selection, "startup": startup, "state": state, "step": step, "study": study, "tasks": tasks, "topk": topk}
-          "parse": parse, "compose": compose, "diff": diff,
-          "peft": peft, "prime": prime}  # fmt: skip
+TOPICS = {"step": step, "kernel": kernel, "memory": memory, "state": state, "scaling": scaling, "file": file, "apply": apply,
+          "topk": topk, "selection": selection, "startup": startup, "lt_sft": lt_sft, "scale": scale, "tasks": tasks,
+          "parse": parse, "compose": compose, "diff": diff, "study": study, "prime": prime,
+          "peft": peft}  # fmt: skip
 
 
 def main() -> None:
