@@ -78,7 +78,7 @@ def _table(folder: Path, places: int) -> list[Figure]:
             lines.write(json.dumps(_record(one, rng)) + "\n")
     start = time.perf_counter()
     study, found = opened(file)
-    plan, _, remarks = gathered(study, found, out)
+    plan, remarks = gathered(study, found, out)
     facts = tabulated(study, plan, remarks)
     for made in (score_table, difference_table, cost_table):
         made(facts)

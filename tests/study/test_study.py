@@ -89,7 +89,7 @@ def test_a_whole_study_and_that_nothing_runs_twice(place: Path, tmp_path: Path) 
     assert [one.record for one in again.cells] == [one.record for one in plan.cells]
     assert (tmp_path / "out" / "cells.jsonl").read_bytes() == before
     study, found = opened(file)
-    looked, _, remarks = gathered(study, found, tmp_path / "out")
+    looked, remarks = gathered(study, found, tmp_path / "out")
     assert remarks == []
     facts = tabulated(study, looked, remarks)
     json.dumps(facts, allow_nan=False)
@@ -144,7 +144,7 @@ def test_tuning_gives_every_method_as_many_trials(place: Path, tmp_path: Path) -
     }
     file = written(place, tmp_path / "s.yaml", grid=grid)
     study, found = opened(file)
-    plan, _, _ = gathered(study, found, tmp_path / "out")
+    plan, _ = gathered(study, found, tmp_path / "out")
     assert status(study, plan, ())["missing"] == 6 + 4
     plan = go(
         place,
@@ -205,7 +205,7 @@ def test_failures_are_kept_and_retried_only_when_asked(place: Path, tmp_path: Pa
     tried: list[Job] = []
     go(place, file, tmp_path / "out", way=lambda jobs: tried.extend(jobs) or made_up()(jobs), retry_failed=True)
     assert [job.axes["method"] for job in tried] == ["lt-sft"]
-    plan, _, _ = gathered(study, opened(file)[1], tmp_path / "out")
+    plan, _ = gathered(study, opened(file)[1], tmp_path / "out")
     assert status(study, plan, ())["done"] == 2
 
 
@@ -218,11 +218,11 @@ def test_other_versions_and_other_cells_are_said(place: Path, tmp_path: Path) ->
     (out / "cells.jsonl").write_text("\n".join([*lines, json.dumps(other), json.dumps(strange), '{"half']))
     note = json.loads((out / "known.json").read_text())
     study, found = opened(file)
-    said = " | ".join(gathered(study, found, out)[2])
+    said = " | ".join(gathered(study, found, out)[1])
     for part in ("different versions", "1 results in the folder are of other cells", "cut off by a kill"):
         assert part in said
     (out / "known.json").write_text(json.dumps(note | {"gossamer": "0.0"}))
-    assert "results of gossamer 0.0" in " ".join(gathered(study, found, out)[2])
+    assert "results of gossamer 0.0" in " ".join(gathered(study, found, out)[1])
 
 
 def test_a_second_runner_is_refused(place: Path, tmp_path: Path) -> None:

@@ -79,12 +79,9 @@ def size(nbytes: float) -> str:
 
 def quiet() -> None:
     """Silences what transformers and datasets would print; warnings of ours still show."""
-    import datasets
-    import transformers
+    from gossamer.tasks.pretrained import silence
 
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    silence()
 
 
 class Bar:

@@ -57,6 +57,11 @@ def backbone(model: nn.Module) -> nn.Module:
     return found if isinstance(found, nn.Module) else model
 
 
+def place_of(model: nn.Module) -> str:
+    """The backbone's name in a model; empty where the model is its own backbone."""
+    return next(name for name, module in model.named_modules() if module is backbone(model))
+
+
 def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Canonical name (relative to the backbone) → parameter, tied ones once."""
     return {n: p for n, p in backbone(model).named_parameters() if not n.startswith(LEAVES + ".")}

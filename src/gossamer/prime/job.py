@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.delta.apply import merge
-from gossamer.delta.base import LEAVES, backbone, outer_parameters
+from gossamer.delta.base import LEAVES, backbone, outer_parameters, place_of
 from gossamer.errors import BadPlan, Clash, Diverged
 from gossamer.prime.episodes import Episodes, each_task, one_task
 from gossamer.prime.maml import Primed, Seen, prime
@@ -153,7 +153,7 @@ def losses(rows: list[Seen]) -> list[str]:
 def _headed(bench: Bench, task: Task, job: PrimeJob) -> nn.Module:
     """A model with a task's own head, over the backbone of the bench's."""
     model, _ = task.build(job.base, job.seed)
-    place = next(name for name, module in model.named_modules() if module is backbone(model))
+    place = place_of(model)
     if not place:
         raise BadPlan(
             f"{type(model).__name__} has no backbone apart from its head, so tasks cannot have heads of their own"

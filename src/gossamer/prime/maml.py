@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.delta.apply import Stack, applied
-from gossamer.delta.base import Record, backbone, base_parameters, identity
+from gossamer.delta.base import Record, backbone, base_parameters, identity, place_of
 from gossamer.delta.delta import Delta
 from gossamer.delta.patch import Dense
 from gossamer.delta.support import Support
@@ -201,17 +201,13 @@ def prime(
 def _over(model: nn.Module, models: Mapping[str, nn.Module], episodes: Episodes) -> Mapping[str, nn.Module]:
     """The tasks' own models, once they are found to be over one backbone."""
     for task, each in models.items():
-        if backbone(each) is not backbone(model) or _place(each) != _place(model) or not _place(each):
+        if backbone(each) is not backbone(model) or place_of(each) != place_of(model) or not place_of(each):
             raise BadPlan(
                 f"models[{task!r}] has a backbone of its own; give models that share the very backbone of model"
             )
     if models and (without := sorted(episodes.sources.keys() - models.keys())):
         raise BadPlan(f"task {without[0]!r} has no model in models; give every task one, or none")
     return models
-
-
-def _place(model: nn.Module) -> str:
-    return next(name for name, module in model.named_modules() if module is backbone(model))
 
 
 def _identity(model: nn.Module, heads: Mapping[str, nn.Parameter]) -> dict[str, Record]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from gossamer.errors import BadPlan
@@ -65,13 +66,8 @@ def _gather(
     ray: Any, asked: Any, jobs: Iterable[Job], limit: int, began: Callable[[Job], None]
 ) -> Iterator[tuple[Job, Cell]]:
     waiting, running = iter(jobs), {}
-    more = True
     while True:
-        while more and len(running) < limit:
-            job = next(waiting, None)
-            if job is None:
-                more = False
-                break
+        for job in islice(waiting, limit - len(running)):
             running[asked.remote(replace(job, scratch=None))] = job  # files of a cell lie on the machine that runs it
             began(job)
         if not running:

@@ -46,8 +46,6 @@ def job(study: Study, one: Wanted, known: Known, data: Path, scratch: Path | Non
 def work(given: Job, progress: Progress | None = None) -> Cell:
     """Runs a cell: a pure function of its configuration. One that fails gives a record with `error`."""
     row = kind_of(given.kind)
-    record: Cell = {"cell": given.cell, "kind": given.kind, "axes": dict(given.axes), "config": given.config.facts(),
-                    "test": given.test, "measure": dict(given.measure), **given.digests}  # fmt: skip
 
     def measured() -> Cell:
         with tempfile.TemporaryDirectory(prefix="cell-", dir=given.scratch) as folder, peak_memory() as peak:
@@ -67,7 +65,7 @@ def work(given: Job, progress: Progress | None = None) -> Cell:
             "memory_how": peak.how,
         }
 
-    made = attempt(record, measured)
+    made = attempt(_asked(given), measured)
     if "error" in made:  # which folder of this machine it was, is nobody's business
         made["error"] = made["error"].replace(f"{given.data}/", "")
     return made
@@ -79,6 +77,10 @@ def died(given: Job, why: str) -> Cell:
     def fail() -> Cell:
         raise RuntimeError(why)
 
-    record: Cell = {"cell": given.cell, "kind": given.kind, "axes": dict(given.axes), "config": given.config.facts(),
-                    "test": given.test, "measure": dict(given.measure), **given.digests}  # fmt: skip
-    return {**attempt(record, fail), "traceback": []}
+    return {**attempt(_asked(given), fail), "traceback": []}
+
+
+def _asked(given: Job) -> Cell:
+    """What a record says of the question."""
+    return {"cell": given.cell, "kind": given.kind, "axes": dict(given.axes), "config": given.config.facts(),
+            "test": given.test, "measure": dict(given.measure), **given.digests}  # fmt: skip

@@ -39,9 +39,9 @@ def summary(found: Comparison) -> Facts:
             "against": differences,
             "weights": _common(cell["k"] for cell in done),
             "head": _common(cell["head"] for cell in done),
-            "bytes": _mean(cell["bytes"] for cell in done),
-            "seconds": _mean(cell["seconds"] for cell in done),
-            "cpu_seconds": _mean(cell["cpu_seconds"] for cell in done),
+            "bytes": mean_of(cell["bytes"] for cell in done),
+            "seconds": mean_of(cell["seconds"] for cell in done),
+            "cpu_seconds": mean_of(cell["cpu_seconds"] for cell in done),
             "memory": max((cell["memory"] for cell in done if cell["memory"] is not None), default=None),
             "errors": [f"{label}, {where}: {cell['error']}" for where, cell in _cells(outcome) if "error" in cell],
         })  # fmt: skip
@@ -163,8 +163,9 @@ def _common(values: Any) -> float | None:
     return None if not found else found[0] if len(set(found)) == 1 else fmean(found)
 
 
-def _mean(values: Any) -> float | None:
-    found = list(values)
+def mean_of(values: Any) -> float | None:
+    """Of the numbers that are not None; None where there are none."""
+    found = [value for value in values if value is not None]
     return fmean(found) if found else None
 
 

@@ -66,21 +66,18 @@ def run(
             return planned(study, found, known, there)
 
         try:
-            first = True
-            while todo := list(unfinished((plan := now()).cells)):
-                if watch and first:
-                    watch.start(
-                        len({one.cell for one in plan.cells}) + plan.later,
-                        len({c.cell for c in plan.cells}) - len(todo),
-                    )
-                first = False
+            plan = now()
+            todo, count = list(unfinished(plan.cells)), len({one.cell for one in plan.cells})
+            if watch:
+                watch.start(count + plan.later, count - len(todo))
+            while todo:
                 for one, cell in way([job(study, want, known, data, scratch) for want in todo]):
                     ledger.append(cell)
                     failed.discard(one.cell)
                     if watch:
                         watch.done(one, cell)
-            if watch and first:
-                watch.start(len({one.cell for one in plan.cells}) + plan.later, len({one.cell for one in plan.cells}))
+                plan = now()
+                todo = list(unfinished(plan.cells))
             return plan
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from gossamer.errors import BadPlan
 from gossamer.study.kinds.kind import kind_of, settled
+from gossamer.train.config import read_yaml
 
 AXES = ("base", "task", "method", "density", "rate", "size", "seed")
 _Value = str | float | int | None
@@ -133,7 +133,7 @@ def read_study(path: Path, profile: str | None = None) -> tuple[Study | None, li
     Raises:
         BadPlan: the file cannot be read at all, or has no such profile.
     """
-    loaded = _load(path)
+    loaded = read_yaml(path, "study", f"sections; expected {', '.join(_SECTIONS)}")
     mistakes = [f"{name} is no section; the sections are {', '.join(_SECTIONS)}" for name in loaded.keys() - _SECTIONS]
     profiles = _section("profiles", loaded.get("profiles") or {}, mistakes) or {}
     raw = dict(loaded)
@@ -169,16 +169,6 @@ def _over(mine: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     instead = {"rate": "tune", "tune": "rate", "epochs": "steps", "steps": "epochs"}
     dropped = {instead[name] for name in more if name in instead}
     return {name: value for name, value in mine.items() if name not in dropped} | more
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        loaded = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadPlan(f"the study {path} cannot be read as YAML: {error}") from None
-    if not isinstance(loaded, dict) or not all(isinstance(name, str) for name in loaded):
-        raise BadPlan(f"the study {path} holds no sections; expected {', '.join(_SECTIONS)}")
-    return loaded
 
 
 def _section(name: str, raw: Any, mistakes: list[str]) -> Any:

@@ -11,10 +11,10 @@ from typing import Any
 
 from gossamer.study.cell import versions
 from gossamer.study.kinds.kind import kind_of
-from gossamer.study.ledger import Cell, Ledger
+from gossamer.study.ledger import Ledger
 from gossamer.study.paired import CANNOT_TELL
-from gossamer.study.prepare import load_known
-from gossamer.study.report import Rows, decimal, mega
+from gossamer.study.prepare import load_known, opened
+from gossamer.study.report import Rows, decimal, mean_of, mega
 from gossamer.study.run import LEDGER
 from gossamer.study.spec import AXES, Study
 from gossamer.study.verdict import (
@@ -35,11 +35,17 @@ from gossamer.study.wanted import Combination, Planned, planned, title
 Facts = dict[str, Any]
 
 
-def gathered(study: Study, found: Sequence[Combination], out: Path) -> tuple[Planned, Mapping[str, Cell], list[str]]:
-    """The cells of a study with what its folder holds for them, all records there, and remarks. Reads neither data nor bases."""
+def looked(file: Path, profile: str | None, out: Path) -> tuple[Study, Planned, list[str]]:
+    """A study's file with what a folder holds for it; see `gathered`. Raises BadPlan with every mistake of the file."""
+    study, found = opened(file, profile)
+    return study, *gathered(study, found, out)
+
+
+def gathered(study: Study, found: Sequence[Combination], out: Path) -> tuple[Planned, list[str]]:
+    """The cells of a study with what its folder holds for them, and remarks. Reads neither data nor bases."""
     ledger, known = Ledger(out / LEDGER).look(), load_known(out)
     plan = planned(study, found, known, ledger.cells)
-    return plan, ledger.cells, _remarks(plan, ledger, known.gossamer)
+    return plan, _remarks(plan, ledger, known.gossamer)
 
 
 def status(study: Study, plan: Planned, remarks: Sequence[str]) -> Facts:
@@ -106,11 +112,6 @@ def cost_table(facts: Facts) -> Rows:
     return [*vary, "rate", "trained weights", "file, MB", "seconds", "CPU seconds", "peak memory, MB"], rows
 
 
-def complete(facts: Facts) -> bool:
-    """Whether every cell has run and none failed."""
-    return not facts["missing"] and not facts["failed"]
-
-
 def _row(key: Key, cells: Sequence[Any], metrics: Sequence[str]) -> Facts:
     good = [one.record for one in cells if one.record and "error" not in one.record]
     values: Facts = {}
@@ -118,7 +119,7 @@ def _row(key: Key, cells: Sequence[Any], metrics: Sequence[str]) -> Facts:
         found = {one.axes["seed"]: v for one in cells if (v := number(one, metric)) is not None}
         values[metric] = {"by seed": {str(s): v for s, v in found.items()}, "mean": fmean(found.values()) if found else None,
                           "sd": stdev(found.values()) if len(found) > 1 else None}  # fmt: skip
-    mean = lambda name: _mean(r["values"].get(name) for r in good)  # noqa: E731
+    mean = lambda name: mean_of(r["values"].get(name) for r in good)  # noqa: E731
     names = {name for record in good for name in record.get("lists", {})}
     return {"axes": dict(key), "n": len(good), "values": values, "majority": mean("majority"), "k": mean("k"),
             "bytes": mean("bytes"), "seconds": mean("seconds"), "cpu_seconds": mean("cpu_seconds"),
@@ -228,8 +229,3 @@ def _varying(facts: Facts) -> list[str]:
 
 def _word(value: Any) -> str:
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _mean(values: Any) -> float | None:
-    found = [value for value in values if value is not None]
-    return fmean(found) if found else None

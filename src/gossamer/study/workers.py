@@ -10,12 +10,14 @@ import multiprocessing as mp
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from gossamer.study.job import Job, died, work
 from gossamer.study.ledger import Cell
 from gossamer.study.memory import settled_memory
+from gossamer.tasks.pretrained import silence
 from gossamer.train.callback import Progress
 
 Done = tuple[Job, Cell]
@@ -33,14 +35,9 @@ def processes(jobs: Iterable[Job], *, count: int, began: Callable[[Job], None]) 
     """As many at a time as `count`, each in a process that lives for many cells; cells come as they are done."""
     waiting, busy, idle = iter(jobs), {}, []
     threads = max(1, (os.cpu_count() or 1) // count)
-    more = True
     try:
         while True:
-            while more and len(busy) < count:
-                job = next(waiting, None)
-                if job is None:
-                    more = False
-                    break
+            for job in islice(waiting, count - len(busy)):
                 worker = idle.pop() if idle else _Worker(threads)
                 worker.send(job)
                 busy[worker.pipe] = worker, job
@@ -112,11 +109,6 @@ def _follow() -> None:
 
 
 def hush() -> None:
-    """Silences what transformers and datasets would print."""
-    import datasets
-    import transformers
-
+    """Silences what transformers and datasets would print in a worker."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
+    silence()

@@ -68,5 +68,15 @@ def load_model(auto_class: Any, base: str, seed: int, **settings: Any) -> tuple[
     return model, sorted(fresh | outer_parameters(model).keys())
 
 
+def silence() -> None:
+    """Silences what transformers and datasets would print while they load."""
+    import datasets
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]

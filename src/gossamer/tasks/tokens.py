@@ -224,6 +224,14 @@ def padded(examples: Iterable[dict[str, Any]], pad: int, *, left: bool = False) 
     return batch
 
 
+def plain_batches(tokenizer: Any, texts: Sequence[str], max_length: int, size: int = 16) -> list[dict[str, Any]]:
+    """Texts as batches of so many, in order, cut to `max_length` tokens: input_ids and attention_mask, [texts, tokens] each."""
+    pad = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    ids = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
+    plain = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in ids]
+    return [padded(plain[start : start + size], pad=pad) for start in range(0, len(plain), size)]
+
+
 def check_room(model: Any, max_length: int) -> None:
     """Refuses examples longer than the model has positions for, where its configuration says how many."""
     room = positions(model)

@@ -91,7 +91,7 @@ def gather(recipe: Path | None, flags: Mapping[str, Any], overrides: Iterable[st
     mistakes: list[str] = []
     told: set[str] = set()
     if recipe is not None:
-        settings = _recipe(recipe)
+        settings = read_yaml(recipe, "recipe", "settings; expected lines of the form name: value")
     for override in overrides:
         path, sign, text = override.partition("=")
         if not sign or not path:
@@ -181,13 +181,14 @@ def _value(text: str) -> Any:
         return [part.strip(" '\"") for part in inside[1:-1].split(",")] if listed else text
 
 
-def _recipe(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, what: str, holds: str) -> dict[str, Any]:
+    """Names and values of a YAML file. Raises BadPlan for what is none; `what` it is and `holds` are words for that."""
     try:
         loaded = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BadPlan(f"the recipe {path} cannot be read as YAML: {error}") from None
+        raise BadPlan(f"the {what} {path} cannot be read as YAML: {error}") from None
     if not isinstance(loaded, dict) or not all(isinstance(name, str) for name in loaded):
-        raise BadPlan(f"the recipe {path} holds no settings; expected lines of the form name: value")
+        raise BadPlan(f"the {what} {path} holds no {holds}")
     return loaded
 
 

@@ -51,7 +51,7 @@ def sampled(grad: Tensor, inputs: Tensor | None, layout: Layout) -> tuple[Tensor
         return None, None if layout.bias is None else grad.sum(0).index_select(0, layout.bias)
     inputs = inputs.reshape(-1, inputs.shape[-1])
     many = layout.matrix.numel() > DENSE * grad.shape[-1] * inputs.shape[-1]
-    if not many and not torch.is_grad_enabled() and grad.is_cuda:
+    if grad.is_cuda and torch.backends.cudnn.benchmark and not many and not torch.is_grad_enabled():
         return _on_gpu(grad, inputs, layout)
     if many or torch.is_grad_enabled() or not _fits(grad) or not _fits(inputs) or _library() is None:
         return dense_then_gather(grad, inputs, layout)

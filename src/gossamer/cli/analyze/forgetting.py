@@ -95,7 +95,7 @@ def _prepared(
     from gossamer.tasks.pretrained import load_model, load_tokenizer
     from gossamer.tasks.readers import read
     from gossamer.tasks.texts import column, text_column
-    from gossamer.tasks.tokens import padded
+    from gossamer.tasks.tokens import plain_batches
     from gossamer.train.bench import open_delta
 
     score: Any = None
@@ -117,8 +117,4 @@ def _prepared(
 
         score, losses = scored, ["loss", "perplexity"]
     texts = list(column(table, text_column(table, fields)))
-    pad = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    ids = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
-    plain = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in ids]
-    batches = [padded(plain[start : start + 16], pad=pad) for start in range(0, len(ids), 16)]
-    return model, batches, tokenizer.all_special_ids, score, losses
+    return model, plain_batches(tokenizer, texts, max_length), tokenizer.all_special_ids, score, losses

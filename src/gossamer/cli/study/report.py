@@ -25,11 +25,9 @@ def report(file: Path, *, out: Path, profile: str | None = None, html: Path | No
     """
     from gossamer.delta.disk import atomic
     from gossamer.study import page
-    from gossamer.study.prepare import opened
-    from gossamer.study.tabulate import gathered, tabulated
+    from gossamer.study.tabulate import looked, tabulated
 
-    study, found = opened(file, profile)
-    plan, _, remarks = gathered(study, found, out)
+    study, plan, remarks = looked(file, profile, out)
     facts = tabulated(study, plan, remarks)
     where = html or out / "report.html"
     command = page.commands(study, out.name)

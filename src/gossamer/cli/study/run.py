@@ -78,7 +78,7 @@ def run(
         elif jobs > 1:
             way = partial(processes, count=jobs, began=cells.began)
         go(study, found, data=data, out=out, way=way, retry_failed=retry_failed, watch=cells)
-    plan, _, remarks = gathered(study, found, out)
+    plan, remarks = gathered(study, found, out)
     facts = status(study, plan, remarks)
     if json:
         emit(facts)

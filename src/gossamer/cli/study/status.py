@@ -23,13 +23,11 @@ def status(file: Path, *, out: Path, profile: str | None = None, json: Flag = Fa
     json
         Print the facts as JSON.
     """
-    from gossamer.study.prepare import opened
-    from gossamer.study.tabulate import gathered
+    from gossamer.study.tabulate import looked
     from gossamer.study.tabulate import status as look
     from gossamer.study.wanted import title
 
-    study, found = opened(file, profile)
-    plan, _, remarks = gathered(study, found, out)
+    study, plan, remarks = looked(file, profile, out)
     facts = look(study, plan, remarks)
     if json:
         emit(facts)

@@ -26,11 +26,9 @@ def table(file: Path, *, out: Path, profile: str | None = None, json: Flag = Fal
     json
         Print the facts as JSON.
     """
-    from gossamer.study.prepare import opened
-    from gossamer.study.tabulate import cost_table, difference_table, gathered, score_table, tabulated
+    from gossamer.study.tabulate import cost_table, difference_table, looked, score_table, tabulated
 
-    study, found = opened(file, profile)
-    plan, _, remarks = gathered(study, found, out)
+    study, plan, remarks = looked(file, profile, out)
     facts = tabulated(study, plan, remarks)
     if json:
         emit(facts)

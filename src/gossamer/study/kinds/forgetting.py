@@ -13,18 +13,14 @@ from gossamer.study.kinds.kind import Ask, Facts
 from gossamer.study.kinds.trained import sizes, trained
 from gossamer.tasks.readers import read
 from gossamer.tasks.texts import column, text_column
-from gossamer.tasks.tokens import padded
+from gossamer.tasks.tokens import plain_batches, positions
 
 
 def measure(ask: Ask) -> Facts:
     found = trained(ask)
     tokenizer, table = found.bench.tokenizer, read(ask.measure["texts"], ("text", "table"))
     texts = list(column(table, text_column(table, None)))[: ask.measure["sentences"] or None]
-    longest = min(128, getattr(found.bench.model.config, "max_position_embeddings", 128))
-    ids = tokenizer(texts, truncation=True, max_length=longest)["input_ids"]
-    plain = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in ids]
-    pad = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    batches = [padded(plain[start : start + 16], pad=pad) for start in range(0, len(plain), 16)]
+    batches = plain_batches(tokenizer, texts, min(128, positions(found.bench.model) or 128))
     one = forgetting(found.bench.model, {"delta": found.delta}, batches, special=tokenizer.all_special_ids,
                      tokens=ask.measure["tokens"])["delta"]  # fmt: skip
     values = {**sizes(found), "rsa": fmean(one.rsa[1:]), "cka": fmean(one.cka[1:]), "rsa_last": one.rsa[-1],
